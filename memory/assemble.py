@@ -1,0 +1,115 @@
+"""From a request, its frozen prompt and its blocks to the messages that are forwarded."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from memory.identify import Line, newest_user
+from memory.messages import ChatRequest, Message, first_turn
+from memory.types import Block, Form, Frozen, Part, Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A request on its line, with the tokens of everything."""
+
+    asked: ChatRequest
+    line: Line
+    tokens: tuple[int, ...]  # of each message of the line
+    system_tokens: Mapping[int, int]  # by index in asked.messages
+    fixed: int  # tools, response format and the reply's own
+
+    @property
+    def front(self) -> int:
+        """Tokens that stand before everything we may change: system messages at the front, tools."""
+        front = first_turn(self.asked.messages)
+        return self.fixed + sum(tokens for index, tokens in self.system_tokens.items() if index < front)
+
+    @property
+    def total(self) -> int:
+        return self.fixed + sum(self.system_tokens.values()) + sum(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One forwarded message."""
+
+    raw: bytes
+    placement: Placement
+
+
+def assemble(counted: Counted, frozen: Frozen, blocks: Mapping[int, Block]) -> tuple[Piece, ...]:
+    """The forwarded messages, in order.
+
+    Args:
+        blocks: the blocks that stand in this prompt, by the position of their user message.
+    """
+    return tuple(pieces(counted, frozen, blocks))
+
+
+def pieces(counted: Counted, frozen: Frozen, blocks: Mapping[int, Block]) -> Iterator[Piece]:
+    asked, line = counted.asked, counted.line
+    front = first_turn(asked.messages)
+    late = late_systems(asked.messages, front)
+    for index in range(front):
+        yield system(counted, index)
+    shown = {i for part in kept_parts(frozen) for i in range(part.start, part.stop)}
+    hidden = [index for index, position in late if position < frozen.covers and position not in shown]
+    for n, part in enumerate(frozen.parts):
+        if part.raw is not None:
+            yield Piece(part.raw, Placement(part.start, part.stop, part.form, part.tokens, part.why))
+        else:
+            yield from verbatim(counted, range(part.start, part.stop), part.why, blocks, late)
+        if n == 0 and hidden:  # the newest system message of what was folded keeps its words
+            yield system(counted, hidden[-1])
+    yield from verbatim(counted, range(frozen.covers, len(line)), "new", blocks, late)
+    for index, position in late:
+        if position == len(line):
+            yield system(counted, index)
+
+
+def verbatim(
+    counted: Counted, positions: range, why: str, blocks: Mapping[int, Block], late: Sequence[tuple[int, int]]
+) -> Iterator[Piece]:
+    """The client's own messages, each with the system messages and the block that stand before it."""
+    before = {position: [i for i, p in late if p == position] for _, position in late}
+    for position in positions:
+        for index in before.get(position, ()):
+            yield system(counted, index)
+        size = len(counted.line)
+        if position in blocks and blocks[position].raw(size):
+            block = blocks[position]
+            yield Piece(block.raw(size), Placement(position, position, Form.FULL, block.tokens(size), "re-injected"))
+        raw = counted.line.messages[position].raw
+        yield Piece(raw, Placement(position, position + 1, Form.FULL, counted.tokens[position], why))
+
+
+def late_systems(messages: Sequence[Message], front: int) -> list[tuple[int, int]]:
+    """System messages behind the front: (index in the request, position of the line's message that follows)."""
+    out = []
+    position = 0
+    for index, message in enumerate(messages):
+        if not message.is_system:
+            position += 1
+        elif index >= front:
+            out.append((index, position))
+    return out
+
+
+def system(counted: Counted, index: int) -> Piece:
+    raw = counted.asked.messages[index].raw
+    return Piece(raw, Placement(-1, -1, Form.FULL, counted.system_tokens[index], "system"))
+
+
+def kept_parts(frozen: Frozen) -> tuple[Part, ...]:
+    return tuple(part for part in frozen.parts if part.raw is None)
+
+
+def displaced(frozen: Frozen) -> tuple[int, ...]:
+    """Positions whose full text stands no longer in the prompt."""
+    kept = {i for part in kept_parts(frozen) for i in range(part.start, part.stop)}
+    return tuple(i for i in range(frozen.covers) if i not in kept)
+
+
+def newest_user_or_tip(line: Line) -> int:
+    user = newest_user(line.messages)
+    return len(line) - 1 if user is None else user

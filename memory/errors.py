@@ -1,0 +1,50 @@
+"""What can go wrong in the memory, drawn as a tree.
+
+    LLMMemoryError
+      NotFound            no such item, session, turn
+      InvalidRequest      the caller can fix it; names the field and the allowed values
+      CannotFit           even the smallest plan is over the limit
+      ModelError          an embedder or a summariser did not do its work
+      StoreError          PostgreSQL did not do its work
+        StoreUnavailable  not reachable, too slow, or shutting down: try again later
+        SpoolError        the disk did not take the record either
+"""
+
+
+class LLMMemoryError(Exception):
+    """Something in the memory went wrong."""
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message or (type(self).__doc__ or "").strip())
+
+
+class NotFound(LLMMemoryError):
+    """There is no such thing in this tenant."""
+
+
+class InvalidRequest(LLMMemoryError):
+    """The request cannot be carried out as it stands."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class CannotFit(LLMMemoryError):
+    """System prompt, tools and the newest message alone are over the model's limit."""
+
+
+class ModelError(LLMMemoryError):
+    """The embedder or summariser did not answer."""
+
+
+class StoreError(LLMMemoryError):
+    """The database refused."""
+
+
+class StoreUnavailable(StoreError):
+    """The database cannot be reached or did not answer in time."""
+
+
+class SpoolError(StoreError):
+    """The spool file did not take the record."""

@@ -1,0 +1,58 @@
+"""Why a prompt looks as it does: the numbers behind a turn, as plain values for JSON."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from memory.assemble import Piece
+from memory.fold import Standing
+from memory.identify import Line, message_hint
+from memory.types import Block, Frozen
+
+Explained = Mapping[str, object]
+
+
+def explain(
+    standing: Standing, why: str | None, pieces: Sequence[Piece], frozen: Frozen, block: Block | None
+) -> Explained:
+    return {
+        **numbers(standing),
+        "rollover": why,
+        "rollovers": frozen.rollovers,
+        "placements": [asdict(piece.placement) for piece in pieces],
+        "stretches": [
+            {"id": s.id, "start": s.start, "stop": s.stop, "tokens": s.tokens, "title": s.title}
+            for s in frozen.stretches
+        ],
+        "block": told_block(block, standing.counted.line) if block else None,
+        "forwarded": [piece.raw.decode("utf-8", "replace") for piece in pieces if is_ours(piece)],
+    }
+
+
+def numbers(standing: Standing) -> dict[str, object]:
+    """What decided: tokens, budget, relative prices."""
+    return {
+        "budget": asdict(standing.budget),
+        "prices": asdict(standing.prices),
+        "prompt_tokens": standing.tokens,
+        "front_tokens": standing.counted.front,
+        "fresh_tokens": standing.fresh_tokens,
+        "turns": standing.turns,
+        "due": standing.due,
+        "cache_cold": standing.cold,
+    }
+
+
+def told_block(block: Block, line: Line) -> dict[str, object]:
+    size = len(line)
+    return {
+        "position": block.position,
+        "tokens": block.tokens(size),
+        "kept_tokens": block.kept_tokens,
+        "quotes": [{"id": message_hint(line.nodes[q.position]), **asdict(q)} for q in block.quotes],
+    }
+
+
+def is_ours(piece: Piece) -> bool:
+    """Text that stands in no message of the client: digests, shortened results, blocks."""
+    placement = piece.placement
+    return placement.why in ("re-injected", "database away") or placement.form != "full"

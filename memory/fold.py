@@ -1,0 +1,147 @@
+"""How large the prompt stands, whether it must roll over, which blocks stand in it. Pure arithmetic over a line.
+
+The numbers it gives are also what `GET /memory-manager/turns/{id}` explains.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from memory.assemble import Counted, Piece, displaced, late_systems, system
+from memory.errors import CannotFit
+from memory.identify import fresh_from, newest_user
+from memory.messages import first_turn
+from memory.prices import block_stays, input_cost, rollover_pays
+from memory.prompts import HELD_BACK
+from memory.segment import segment
+from memory.types import Block, Budget, Form, Frozen, Placement, Prices
+
+HELD_BACK_TOKENS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """The prompt as it would be forwarded without a rollover and without a new block."""
+
+    counted: Counted
+    budget: Budget
+    prices: Prices
+    frozen: Frozen | None
+    blocks: Mapping[int, Block]  # by the position of their user message
+    cold: bool  # the provider has forgotten the prefix
+
+    @property
+    def tokens(self) -> int:
+        """Of the prompt."""
+        if self.frozen is None:
+            return self.counted.total
+        size = len(self.counted.line)
+        blocks = sum(block.tokens(size) for block in self.blocks.values())
+        return self.counted.front + self.late_tokens + self.frozen.tokens + self.new_tokens + blocks
+
+    @property
+    def late_tokens(self) -> int:
+        """Of system messages behind the front, all of them: the few that are left out are not worth the care."""
+        front = first_turn(self.counted.asked.messages)
+        return sum(tokens for index, tokens in self.counted.system_tokens.items() if index >= front)
+
+    @property
+    def new_tokens(self) -> int:
+        covers = self.frozen.covers if self.frozen else 0
+        return sum(self.counted.tokens[covers:])
+
+    @property
+    def fresh_tokens(self) -> int:
+        """Of the messages that are new in this request."""
+        return sum(self.counted.tokens[fresh_from(self.counted.line.messages) :])
+
+    @property
+    def turns(self) -> int:
+        return sum(message.role == "assistant" for message in self.counted.line.messages)
+
+    @property
+    def due(self) -> bool:
+        return self.tokens > self.budget.trigger
+
+    def why(self) -> str | None:
+        """Why to roll over now; None: not yet."""
+        if not self.due:
+            return None
+        if self.tokens > self.budget.limit:
+            return "over the limit"
+        if self.cold:
+            return "due, and the provider's cache is cold"
+        front = self.counted.front
+        if rollover_pays(self.tokens, self.fresh_tokens, front, self.turns, self.budget, self.prices):
+            return "due, and it lowers the bill"
+        return None
+
+
+def standing_blocks(
+    counted: Counted, frozen: Frozen | None, blocks: Iterable[Block], budget: Budget, prices: Prices
+) -> dict[int, Block]:
+    """The blocks that are part of the prompt.
+
+    The newest user message's block stands as it was. An older one stands where that is cheaper than taking it out;
+    that is decided from what lies between the two user messages, so every later request decides alike.
+    """
+    if frozen is None:
+        return {}
+    messages = counted.line.messages
+    newest = newest_user(messages)
+    gone = set(displaced(frozen))
+    users = [i for i, message in enumerate(messages) if message.role == "user"]
+    latest: dict[int, Block] = {}
+    for block in sorted(blocks, key=lambda b: b.asked):
+        if block.asked >= frozen.asked and block.position not in gone:
+            latest[block.position] = block
+    stay = {}
+    for position, block in latest.items():
+        following = next((i for i in users if i > position), None)
+        behind = sum(counted.tokens[position : following if following is not None else len(messages)])
+        if position == newest or (block.kept and block_stays(block.kept_tokens, behind, budget, prices)):
+            stay[position] = block
+    return stay
+
+
+def saved_input(standing: Standing, forwarded: int, rolled: bool, new_block: int) -> tuple[float, float]:
+    """What the input side would have cost directly, without a window, and what it costs: both estimates.
+
+    Direct: all but the new messages is read from a warm cache. Ours: the same, but a rollover keeps only the front
+    in the cache, and a new block is written once.
+    """
+    counted, prices = standing.counted, standing.prices
+    if standing.cold:
+        return input_cost(counted.total, 0, prices), input_cost(forwarded, 0, prices)
+    cached = counted.front if rolled else max(forwarded - standing.fresh_tokens - new_block, 0)
+    direct = input_cost(counted.total, max(counted.total - standing.fresh_tokens, 0), prices)
+    return direct, input_cost(forwarded, cached, prices)
+
+
+def without_store(counted: Counted, budget: Budget, message: Callable[[str, str], bytes]) -> tuple[Piece, ...]:
+    """The store-less plan: system messages, the newest turn and as much tail as fits, and one line that says so.
+
+    Raises:
+        CannotFit: the newest turn alone is over the limit.
+    """
+    line, tokens = counted.line, counted.tokens
+    front = first_turn(counted.asked.messages)
+    late = [index for index, _ in late_systems(counted.asked.messages, front)][-1:]
+    user = newest_user(line.messages)
+    keep = {user} if user is not None else set()
+    room = budget.limit - counted.front - sum(counted.system_tokens[i] for i in late) - HELD_BACK_TOKENS
+    room -= sum(tokens[i] for i in keep)
+    start = len(line)
+    for n, item in enumerate(reversed(segment(line.messages, tokens))):
+        cost = item.tokens - sum(tokens[i] for i in keep if item.start <= i < item.stop)
+        if cost > room:
+            if n == 0:
+                raise CannotFit
+            break
+        room -= cost
+        start = item.start
+    if room < 0:
+        raise CannotFit
+    shown = sorted(keep | set(range(start, len(line))))
+    held = Piece(message("user", HELD_BACK), Placement(0, start, Form.HINT, HELD_BACK_TOKENS, "database away"))
+    body = [Piece(line.messages[i].raw, Placement(i, i + 1, Form.FULL, tokens[i], "as much as fits")) for i in shown]
+    return (*(system(counted, i) for i in (*range(front), *late)), held, *body)

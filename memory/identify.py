@@ -1,0 +1,88 @@
+"""Which path of a tenant's tree a request is on.
+
+Each message is hashed with its parent's hash under the tenant's key, so a conversation is a path and
+its newest node names all of it. System and developer messages take no part: agents put the clock into them.
+"""
+
+from base64 import b32encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from memory.messages import DIGEST_BYTES, Message
+
+ROOT = b""
+HINT_CHARS = 8  # 40 bits: a line of 10,000 messages meets a second one of the same id once in 22,000 lines
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A path through the tree: the request's messages without system messages, and a node for each."""
+
+    messages: tuple[Message, ...]
+    nodes: tuple[bytes, ...]  # 16 bytes each; nodes[i] names messages[: i + 1]
+
+    @property
+    def tip(self) -> bytes:
+        return self.nodes[-1]
+
+    def parent(self, position: int) -> bytes | None:
+        return self.nodes[position - 1] if position else None
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    def __repr__(self) -> str:
+        return f"<Line of {len(self)} messages at {self.tip.hex()[:8] if self.nodes else 'root'}>"
+
+
+def line(tenant: bytes, messages: Sequence[Message]) -> Line:
+    """The path of a request's messages. `tenant` is the tenant's 16-byte id."""
+    spoken = tuple(message for message in messages if not message.is_system) or tuple(messages)
+    nodes = []
+    parent = ROOT
+    for message in spoken:
+        parent = child(tenant, parent, message)
+        nodes.append(parent)
+    return Line(spoken, tuple(nodes))
+
+
+def child(tenant: bytes, parent: bytes, message: Message) -> bytes:
+    return blake2b(parent + message.digest, digest_size=DIGEST_BYTES, key=tenant).digest()
+
+
+def tenant_id(pepper: bytes, api_key: str) -> bytes:
+    """A tenant is a keyed hash of the API key: 16 bytes. The key itself is never stored."""
+    return blake2b(api_key.encode("utf-8", "surrogateescape"), digest_size=DIGEST_BYTES, key=pepper).digest()
+
+
+def text_id(node: bytes) -> str:
+    """A node as text: 26 characters. A turn is named by the node it asked at."""
+    return b32encode(node).decode().rstrip("=").lower()
+
+
+def session_id(node: bytes) -> str:
+    """A session is named by the node where its line began: 16 characters."""
+    return b32encode(node[:10]).decode().lower()
+
+
+def message_hint(node: bytes) -> str:
+    """The id of one message on its line, as it stands in `[#...]`."""
+    return b32encode(node[:5]).decode().lower()
+
+
+def stretch_hint(last_node: bytes) -> str:
+    """The id of a stretch, from the node of its last message; other bits than that message's own id."""
+    return b32encode(last_node[5:10]).decode().lower()
+
+
+def newest_user(messages: Sequence[Message]) -> int | None:
+    """The position of the newest user message."""
+    return next((i for i in range(len(messages) - 1, -1, -1) if messages[i].role == "user"), None)
+
+
+def fresh_from(messages: Sequence[Message]) -> int:
+    """Where the messages that are new in this request begin: behind the last answer, the newest user message alone."""
+    behind_answer = next((i + 1 for i in range(len(messages) - 1, -1, -1) if messages[i].role == "assistant"), 0)
+    user = newest_user(messages)
+    return max(behind_answer, user) if user is not None else behind_answer

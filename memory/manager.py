@@ -1,0 +1,370 @@
+"""MemoryManager: prepares a request so that it fits, and records what became of it.
+
+The pure steps (`identify`, `fold`, `plan`, `reinject`, `assemble`) decide; this file gathers what they need and
+writes down what they decided. No model is called here, but for the embedding of the newest message.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import msgspec
+import structlog
+
+from memory.assemble import Counted, assemble, displaced
+from memory.bounded import Bounded
+from memory.budget import budget as budget_for
+from memory.embed import Embedder
+from memory.errors import CannotFit, InvalidRequest, ModelError, StoreError
+from memory.explain import explain
+from memory.fold import Standing, saved_input, standing_blocks, without_store
+from memory.identify import Line, line, text_id
+from memory.lexical import Terms, terms
+from memory.messages import ChatRequest, Message
+from memory.models import RELATIVE_PRICES, ModelTable
+from memory.plan import Rollover, Writer, roll
+from memory.prompts import digest_text, session_nonce, shortened_text
+from memory.recorder import Asked, Ended, Kept, Recorder
+from memory.reinject import Search, reinject, spoken
+from memory.settings import Settings
+from memory.store.chunks import are_embedded, similarities
+from memory.store.pool import Pool
+from memory.store.turns import FoldRow, LineState, attempt_id, find_line, pack
+from memory.tokens import REPLY_TOKENS, Counter
+from memory.types import Block, Budget, Frozen, Mode, Model
+
+log = structlog.get_logger()
+
+THREAD_BYTES = 64 * 1024  # a body with more than this of unknown text is counted in a thread
+EMBED_FROM = 0.5  # of the trigger: shorter sessions are never embedded
+
+
+class Dialect(Protocol):
+    """What the wire offers to write messages in the client's dialect."""
+
+    def message_json(self, role: str, content: str) -> bytes: ...
+    def with_content(self, raw: bytes, content: str) -> bytes: ...
+    def render(self, request: ChatRequest, messages: Sequence[bytes]) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks, and through which upstream."""
+
+    tenant: bytes  # 16 bytes
+    label: str | None = None  # X-Session-Id
+    upstream: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The request to forward, and all that the turn's record needs."""
+
+    caller: Caller
+    asked: ChatRequest
+    line: Line
+    body: bytes
+    mode: Mode
+    attempt: bytes
+    model: Model
+    asked_tokens: int | None = None
+    forwarded_tokens: int | None = None
+    block_tokens: int = 0
+    rolled: str | None = None  # why it rolled over
+    saved_usd: float | None = None
+    record: Mapping[str, object] | None = None  # the explanation
+    folds: tuple[FoldRow, ...] = ()
+    embed: bool = False
+    reason: str | None = None  # why degraded
+
+    tokens: tuple[int, ...] = ()  # of the line's messages, where they were counted
+
+    @property
+    def turn_id(self) -> str:
+        return text_id(self.line.tip)
+
+    @property
+    def is_untouched(self) -> bool:
+        """Do the client's own bytes go upstream?"""
+        return self.body is self.asked.body
+
+    def to_record(self) -> Asked:
+        return Asked(
+            tenant=self.caller.tenant,
+            label=self.caller.label,
+            model=self.asked.model,
+            request=self.asked,
+            line=self.line,
+            tokens=self.tokens,
+            attempt=self.attempt,
+            record={
+                "mode": self.mode,
+                "asked_tokens": self.asked_tokens,
+                "forwarded_tokens": self.forwarded_tokens,
+                "reason": self.reason,
+                **(self.record or {}),
+            },
+            folds=self.folds,
+            jobs=("embed",) if self.embed else (),
+        )
+
+
+class MemoryManager:
+    def __init__(
+        self,
+        settings: Settings,
+        pool: Pool,
+        recorder: Recorder,
+        models: ModelTable,
+        counter: Counter,
+        embedder: Embedder | None = None,
+    ) -> None:
+        self._settings = settings
+        self._pool = pool
+        self._recorder = recorder
+        self._counter = counter
+        self._embedder = embedder
+        self.models = models
+        self._frozen: Bounded[bytes, Frozen] = Bounded(2_000)
+        self._blocks: Bounded[bytes, Block] = Bounded(4_000)
+        self._terms: Bounded[bytes, Terms] = Bounded(600_000, lambda found: len(found.counts) + 8)
+
+    # Prepare: from what the client asked to what goes upstream.
+
+    async def prepare(self, caller: Caller, asked: ChatRequest, dialect: Dialect) -> Prepared:
+        """Plan the context of a request. What fits never waits for the database."""
+        model = self.models.find(asked.model, caller.upstream)
+        path = line(caller.tenant, asked.messages)
+        mode = Mode.WIRE if self._pool.available else Mode.DEGRADED
+        wire = Prepared(caller, asked, path, asked.body, mode, attempt_id(), model)
+        if not path.nodes:
+            raise InvalidRequest("a request has at least one message", "messages")
+        counted = await self._count(asked, path, model)
+        wire = replace(wire, asked_tokens=counted.total, forwarded_tokens=counted.total, tokens=counted.tokens)
+        if model.window is None:
+            return wire
+        budget = budget_for(model, asked.max_output_tokens, counted.front, self._settings.compression.target)
+        wire = replace(wire, embed=counted.total > EMBED_FROM * budget.trigger)
+        if counted.total <= budget.trigger:
+            return wire
+        try:
+            return await self._fold(wire, counted, budget, dialect)
+        except CannotFit as error:
+            return replace(wire, reason=str(error))
+        except StoreError as error:
+            return self._without_store(wire, counted, budget, dialect, str(error))
+
+    def odd(self, caller: Caller, body: bytes) -> Prepared:
+        """A request whose body we do not understand: a wire, recorded as one raw message."""
+        message = Message("raw", "", body)
+        asked = ChatRequest("", (message,), body)
+        path = line(caller.tenant, (message,))
+        return Prepared(caller, asked, path, body, Mode.WIRE, attempt_id(), self.models.find(""))
+
+    def squeeze(self, asked: ChatRequest, dialect: Dialect, upstream: str) -> bytes:
+        """What goes upstream for somebody who has no memory: the client's bytes, or as much of their end as fits."""
+        model = self.models.find(asked.model, upstream)
+        path = line(bytes(16), asked.messages)
+        if model.window is None or not path.nodes:
+            return asked.body
+        counted = self._counted(asked, path, model)
+        budget = budget_for(model, asked.max_output_tokens, counted.front)
+        if counted.total <= budget.limit:
+            return asked.body
+        try:
+            pieces = without_store(counted, budget, dialect.message_json)
+        except CannotFit:
+            return asked.body
+        return dialect.render(asked, [piece.raw for piece in pieces])
+
+    async def _count(self, asked: ChatRequest, path: Line, model: Model) -> Counted:
+        if len(asked.body) > THREAD_BYTES and not self._counter.known(asked.messages, model.encoding):
+            return await asyncio.to_thread(self._counted, asked, path, model)
+        return self._counted(asked, path, model)
+
+    def _counted(self, asked: ChatRequest, path: Line, model: Model) -> Counted:
+        counts = self._counter.messages(asked.messages, model.encoding)
+        systems = {i: counts[i] for i, message in enumerate(asked.messages) if message.is_system}
+        if len(systems) == len(counts):  # nobody has spoken: the system messages are the line
+            systems = {}
+        tokens = tuple(n for i, n in enumerate(counts) if i not in systems)
+        fixed = self._counter.schemas(asked.schemas, model.encoding) + REPLY_TOKENS
+        return Counted(asked, path, tokens, systems, fixed)
+
+    async def _fold(self, wire: Prepared, counted: Counted, budget: Budget, dialect: Dialect) -> Prepared:
+        """Over the trigger: go on with the frozen prompt, or roll over."""
+        state, away = await self._gather(wire.caller, counted.line)
+        prices = wire.model.prices or RELATIVE_PRICES
+        cold = state.age_seconds is None or state.age_seconds > prices.cache_seconds
+        blocks = standing_blocks(counted, state.frozen, state.blocks, budget, prices)
+        standing = Standing(counted, budget, prices, state.frozen, blocks, cold)
+        why = standing.why()
+        if why and away and standing.tokens <= budget.limit:
+            why = None  # what leaves the prompt must be stored first: wait for the database
+        if why is None and state.frozen is None:
+            return replace(wire, reason=away)
+        frozen = state.frozen
+        if why is not None or frozen is None:
+            await self._recorder.store_line(wire.to_record(), state.known)
+            frozen = await asyncio.to_thread(roll, self._rollover(wire, counted, budget, dialect), state.frozen)
+            blocks = {}
+        return await self._assemble(wire, standing, frozen, blocks, why, dialect, away)
+
+    def _rollover(self, wire: Prepared, counted: Counted, budget: Budget, dialect: Dialect) -> Rollover:
+        return Rollover(
+            line=counted.line,
+            tokens=counted.tokens,
+            front=counted.fixed + sum(counted.system_tokens.values()),
+            budget=budget,
+            digest_share=self._settings.compression.digest_share,
+            count=self._counting(wire.model),
+            writer=writer(dialect),
+        )
+
+    def _counting(self, model: Model) -> Callable[[str], int]:
+        return lambda text: self._counter.text(text, model.encoding)
+
+    async def _assemble(
+        self,
+        wire: Prepared,
+        standing: Standing,
+        frozen: Frozen,
+        blocks: Mapping[int, Block],
+        why: str | None,
+        dialect: Dialect,
+        away: str | None,
+    ) -> Prepared:
+        counted = standing.counted
+        now = replace(standing, frozen=frozen, blocks=blocks)
+        search = self._search_for(wire, now, dialect)
+        block = None
+        if search.position not in blocks:
+            block = await self._reinject(wire.caller, search, now, rolled=why is not None)
+            blocks = {**blocks, search.position: block}
+        pieces = assemble(counted, frozen, blocks)
+        forwarded = counted.fixed + sum(piece.placement.tokens for piece in pieces)
+        fresh_block = block.tokens(len(counted.line)) if block else 0
+        direct, ours = saved_input(standing, forwarded, why is not None, fresh_block)
+        return replace(
+            wire,
+            body=dialect.render(counted.asked, [piece.raw for piece in pieces]),
+            mode=Mode.DEGRADED if away else Mode.FOLDED,
+            reason=away,
+            forwarded_tokens=forwarded,
+            block_tokens=sum(b.tokens(len(counted.line)) for b in blocks.values()),
+            rolled=why,
+            saved_usd=direct - ours if wire.model.prices else None,
+            record=explain(standing, why, pieces, frozen, blocks.get(search.position)),
+            folds=self._remember(counted.line, frozen if why else None, block),
+        )
+
+    def _search_for(self, wire: Prepared, standing: Standing, dialect: Dialect) -> Search:
+        assert standing.frozen is not None
+        path = standing.counted.line
+        return Search(
+            counted=standing.counted,
+            frozen=standing.frozen,
+            quoted=frozenset(quote.position for block in standing.blocks.values() for quote in block.quotes),
+            similar={},
+            terms=self._terms_of,
+            count=self._counting(wire.model),
+            writer=writer(dialect),
+            nonce=session_nonce(wire.caller.tenant, path.nodes[0]),
+            floor=self._settings.recall.floor,
+        )
+
+    async def _reinject(self, caller: Caller, search: Search, standing: Standing, rolled: bool) -> Block:
+        budget = standing.budget
+        room = max(budget.limit - standing.tokens, 0)
+        share = min(int(self._settings.recall.max_share * budget.window), room)
+        fills = rolled and (standing.cold or not search.in_loop)
+        similar = await self._similar(caller, search)
+        search = replace(search, similar=similar)
+        return await asyncio.to_thread(reinject, search, share, room if fills else share)
+
+    async def _similar(self, caller: Caller, search: Search) -> dict[int, float]:
+        """Cosines of displaced messages to the newest user message; none where embedding is not at hand."""
+        gone = {search.line.nodes[i]: i for i in displaced(search.frozen)}
+        newest = search.line.messages[search.position].text
+        if self._embedder is None or not gone or not newest.strip():
+            return {}
+        try:
+            async with self._pool.tenant(caller.tenant, 0.25) as connection:
+                if not await are_embedded(connection, caller.tenant, self._embedder.name, list(gone)):
+                    return {}
+            vector = (await self._embedder.embed([newest]))[0]
+            async with self._pool.tenant(caller.tenant, 0.25) as connection:
+                found = await similarities(connection, caller.tenant, self._embedder.name, list(gone), vector)
+        except (StoreError, ModelError) as error:
+            log.info("searching by words alone", reason=str(error))
+            return {}
+        return {gone[node]: similarity for node, similarity in found.items()}
+
+    def _terms_of(self, message: Message) -> Terms:
+        found = self._terms.get(message.digest)
+        if found is None:
+            found = terms(spoken(message))
+            self._terms.put(message.digest, found)
+        return found
+
+    def _without_store(
+        self, wire: Prepared, counted: Counted, budget: Budget, dialect: Dialect, reason: str
+    ) -> Prepared:
+        """The database is away and the frozen prompt does not do: the client's bytes if they fit, else a tail."""
+        degraded = replace(wire, mode=Mode.DEGRADED, reason=reason)
+        if counted.total <= budget.limit:
+            return degraded
+        try:
+            pieces = without_store(counted, budget, dialect.message_json)
+        except CannotFit:
+            return degraded
+        return replace(
+            degraded,
+            body=dialect.render(counted.asked, [piece.raw for piece in pieces]),
+            forwarded_tokens=counted.fixed + sum(piece.placement.tokens for piece in pieces),
+        )
+
+    # What we hold of a line: in the database, and in this process as far as it has seen it.
+
+    async def _gather(self, caller: Caller, path: Line) -> tuple[LineState, str | None]:
+        """What is known of a line, and why the database could not tell, if so."""
+        away = None
+        try:
+            async with self._pool.connection() as connection:
+                state = await find_line(connection, caller.tenant, path.nodes)
+        except StoreError as error:
+            state, away = LineState(age_seconds=0), str(error)
+        frozen = next((found for node in reversed(path.nodes) if (found := self._frozen.get(node))), None)
+        blocks = [block for node in path.nodes if (block := self._blocks.get(node))]
+        if frozen and (state.frozen is None or frozen.covers > state.frozen.covers):
+            state = msgspec.structs.replace(state, frozen=frozen)
+        return msgspec.structs.replace(state, blocks=(*state.blocks, *blocks)), away
+
+    def _remember(self, path: Line, frozen: Frozen | None, block: Block | None) -> tuple[FoldRow, ...]:
+        rows = []
+        if frozen:
+            node = path.nodes[frozen.covers - 1]
+            self._frozen.put(node, frozen)
+            rows.append(FoldRow(node, "frozen", frozen.covers - 1, pack(frozen)))
+        if block:
+            self._blocks.put(path.tip, block)
+            rows.append(FoldRow(path.tip, "block", len(path) - 1, pack(block)))
+        return tuple(rows)
+
+    # Record: the turn, durably.
+
+    def session(self, prepared: Prepared) -> str:
+        return self._recorder.session(prepared.line)
+
+    async def open(self, prepared: Prepared) -> bool:
+        """Write the opening of a turn; runs beside the upstream call."""
+        return await self._recorder.open(prepared.to_record())
+
+    async def record(self, prepared: Prepared, opening: "asyncio.Task[bool]", ended: Ended) -> Kept:
+        """Write the end of a turn; returns when it is safe, or counted as unrecorded."""
+        return await self._recorder.close(prepared.to_record(), opening, ended)
+
+
+def writer(dialect: Dialect) -> Writer:
+    return Writer(digest_text, dialect.message_json, dialect.with_content, shortened_text)

@@ -1,0 +1,116 @@
+"""The nouns of a conversation: messages and the request that carries them.
+
+A message is equal to another by content. Ids, parents and times belong to storage. What the client
+wrote is kept as `raw` bytes and forwarded from there; everything else is for looking.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import msgspec
+
+DIGEST_BYTES = 16
+
+SYSTEM_ROLES = frozenset({"system", "developer"})
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    id: str
+    name: str
+    arguments: str  # the JSON text that the model wrote; may be invalid JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """An image, a sound or a file inside a message."""
+
+    kind: str  # "image", "audio", "file"
+    digest: bytes  # BLAKE2b-128 of the data URL, URL or id
+    width: int | None = None  # pixels, read from the header bytes of a data URL
+    height: int | None = None
+    detail: str = "auto"  # "low", "high", "auto"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Message:
+    role: str
+    text: str  # the text parts, joined by newlines; "" for none
+    raw: bytes  # the JSON object as the client wrote it
+    name: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str | None = None  # `tool_call_id` of a tool's result
+    media: tuple[Media, ...] = ()
+    digest: bytes = field(init=False)  # BLAKE2b-128 of what makes it this message
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", content_digest(self))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Message) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    @property
+    def is_system(self) -> bool:
+        return self.role in SYSTEM_ROLES
+
+    def __repr__(self) -> str:
+        calls = f", {len(self.calls)} calls" if self.calls else ""
+        return f"<Message {self.role}: {len(self.text):,} chars{calls} {self.digest.hex()[:8]}>"
+
+
+def content_digest(message: Message) -> bytes:
+    """Hash what makes a message this message; spacing, key order and unknown fields do not count.
+
+    Text is compared without trailing white space, and null, "" and absent are the same. Arguments of
+    tool calls are compared as sorted JSON where they are JSON, else as text.
+    """
+    facts = (
+        message.role,
+        message.name or "",
+        message.text.rstrip(),
+        [(call.id, call.name, canonical_json(call.arguments)) for call in message.calls],
+        message.call_id or "",
+        [media.digest for media in message.media],
+    )
+    return blake2b(encode_facts(facts), digest_size=DIGEST_BYTES).digest()
+
+
+def encode_facts(facts: object) -> bytes:
+    try:
+        return msgspec.msgpack.encode(facts)
+    except UnicodeEncodeError:  # a lone surrogate: legal in JSON, not in UTF-8
+        return repr(facts).encode("utf-8", "backslashreplace")
+
+
+def canonical_json(text: str) -> str:
+    """JSON text with sorted keys and no spacing; other text as it is."""
+    try:
+        return msgspec.json.encode(msgspec.json.decode(text), order="sorted").decode()
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """What a client asked, whatever dialect it spoke."""
+
+    model: str
+    messages: tuple[Message, ...]  # system messages included, in the client's order
+    body: bytes  # as received; forwarded as it is while it fits
+    schemas: tuple[bytes, ...] = ()  # raw JSON of tools, functions, response format: they cost tokens, too
+    max_output_tokens: int | None = None
+    stream: bool = False
+    user: str | None = None  # narrows retrieval, never widens it
+    span: tuple[int, int] = (0, 0)  # where the message array stands in `body`
+
+    def __repr__(self) -> str:
+        return f"<ChatRequest {self.model}: {len(self.messages)} messages, {len(self.body):,} bytes>"
+
+
+def first_turn(messages: Sequence[Message]) -> int:
+    """How many system and developer messages stand at the front."""
+    return next((i for i, message in enumerate(messages) if not message.is_system), len(messages))

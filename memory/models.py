@@ -1,0 +1,500 @@
+"""What we know of models: windows, encodings and prices; and what a provider says of them.
+
+The table reads the price map inside the litellm wheel as data; litellm itself is not imported. What the
+operator wrote (`models:` in proxy.yaml) wins over it, and so does a window that the provider told us.
+A model whose window nobody knows has `window` None, and its requests are a wire.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from itertools import chain
+from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+from memory.types import Model, Prices
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+PRICE_MAP = "model_prices_and_context_window_backup.json"
+CHAT_MODES = (None, "chat", "completion", "responses")
+LEARN_SECONDS = 3_600.0  # a provider is asked again after this
+MOST_NAMES = 4_096  # names found, asked for and learned, each: clients invent them
+NAME_CHARS = 256  # a longer name is nobody's
+LEAST_WINDOW = 256  # tokens; less is a number misread
+
+# Decide where prices are unknown; never printed as dollars.
+RELATIVE_PRICES = Prices(input=1.0, cached=0.5, write=1.0, output=4.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOverride:
+    """What an operator says of a model; None leaves a thing as it is known."""
+
+    context_window: int | None = None  # tokens
+    max_output_tokens: int | None = None
+    separate_output: bool | None = None  # the window is for input alone
+    encoding: str | None = None  # "cl100k_base" or "o200k_base"
+    input_usd_per_million: float | None = None
+    cached_usd_per_million: float | None = None
+    write_usd_per_million: float | None = None
+    output_usd_per_million: float | None = None
+    cache_seconds: float | None = None  # how long a cached prefix lives unused
+
+
+@dataclass(frozen=True, slots=True)
+class Overflow:
+    """A provider's refusal of a prompt that is too long, with what it said of it."""
+
+    window: int | None  # tokens of the model's window
+    counted: int | None  # tokens it counted in the prompt
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """What we read of one entry of the price map, US dollars a token; now and then a text stands for a number."""
+
+    mode: object = None
+    max_input_tokens: object = None
+    max_output_tokens: object = None
+    max_tokens: object = None
+    input_cost_per_token: object = None
+    output_cost_per_token: object = None
+    cache_read_input_token_cost: object = None
+    cache_creation_input_token_cost: object = None
+
+
+NO_OVERRIDES: Mapping[str, ModelOverride] = MappingProxyType({})
+
+
+class ModelTable:
+    """Finds models by the names that clients use. One per process, used from its event loop."""
+
+    def __init__(
+        self,
+        overrides: Mapping[str, ModelOverride] = NO_OVERRIDES,
+        now: Callable[[], float] = time.monotonic,
+        price_map: Path | None = None,
+    ) -> None:
+        self._overrides = {name.lower(): override for name, override in overrides.items()}
+        self._now = now
+        self._price_map = price_map  # None: the one in the litellm wheel
+        self._rows: dict[str, Row] | None = None  # read at the first look-up
+        self._found: dict[tuple[str, str], Model] = {}
+        self._learned: dict[tuple[str, str], int] = {}
+        self._asked: dict[tuple[str, str], float] = {}
+
+    def find(self, name: str, upstream: str = "") -> Model:
+        """What is known of a model. Never raises.
+
+        Accepts fine-tuned ("ft:gpt-4o:acme::a1") and dated names ("gpt-4o-2024-08-06") and names behind a
+        provider ("openai/gpt-4o"). `upstream` is a URL: of several providers' entries its host picks one.
+        The operator's window wins, then the provider's own word, then the price map.
+        """
+        if len(name) > NAME_CHARS:
+            return Model(name=name, window=None)
+        key = (name, upstream)
+        model = self._found.get(key)
+        if model is None:
+            model = self._resolve(name, upstream)
+            remember(self._found, key, model)
+        window = self._learned.get(key)
+        return model if window is None else self._taught(model, window, upstream)
+
+    def learn(self, name: str, upstream: str, window: int) -> None:
+        """Keep a window that the provider named, from its list of models or from its error."""
+        if window >= LEAST_WINDOW and len(name) <= NAME_CHARS:
+            remember(self._learned, (name, upstream), window)
+            remember(self._asked, (name, upstream), self._now())
+
+    def wants_learning(self, name: str, upstream: str) -> bool:
+        """Whether to ask the provider for the window now; True at most once an hour for a model.
+
+        Who reads True asks; others meanwhile read False. After an hour a learned window is asked for again
+        and serves on until the answer is there: a long conversation must not lose its window in between.
+        """
+        key, now = (name, upstream), self._now()
+        asked = self._asked.get(key)
+        if len(name) > NAME_CHARS or (asked is not None and now - asked < LEARN_SECONDS):
+            return False
+        if key not in self._learned and self.find(name, upstream).window is not None:
+            return False
+        remember(self._asked, key, now)
+        return True
+
+    def _resolve(self, name: str, upstream: str) -> Model:
+        if self._rows is None:
+            self._rows = read_price_map(self._price_map or installed_price_map())
+        forms = name_forms(name, upstream)
+        model = Model(name=name, window=None, encoding=encoding_of(forms))
+        if row := best_row(forms, self._rows):
+            model = with_row(model, row)
+        elif known := built_in(forms):
+            model = with_override(model, known)
+        elif row := best_row([DATE.sub("", form) for form in forms], self._rows):
+            model = with_row(model, row)
+        override = self._override(forms)
+        return model if override is None else with_override(model, override)
+
+    def _override(self, forms: Sequence[str]) -> ModelOverride | None:
+        undated = (DATE.sub("", form) for form in forms)
+        return next((self._overrides[form] for form in chain(forms, undated) if form in self._overrides), None)
+
+    def _taught(self, model: Model, window: int, upstream: str) -> Model:
+        """The model with a window the provider named, unless we know better."""
+        override = self._override(name_forms(model.name, upstream)) if self._overrides else None
+        if override is not None and override.context_window is not None:
+            return model
+        if model.separate_output and model.window is not None and window > model.window:
+            return model  # gateways add the output's limit to the window of such models
+        return replace(model, window=window)
+
+
+def remember(names: dict[K, V], key: K, value: V) -> None:
+    """Put a value last; the oldest goes when there are too many."""
+    names.pop(key, None)
+    if len(names) >= MOST_NAMES:
+        del names[next(iter(names))]
+    names[key] = value
+
+
+# Names. The price map has "groq/openai/gpt-oss-20b" where a client of api.groq.com says "openai/gpt-oss-20b".
+
+PROVIDERS = {
+    "api.cerebras.ai": "cerebras",
+    "api.deepseek.com": "deepseek",
+    "api.fireworks.ai": "fireworks_ai",
+    "api.groq.com": "groq",
+    "api.mistral.ai": "mistral",
+    "api.together.xyz": "together_ai",
+    "api.x.ai": "xai",
+    "generativelanguage.googleapis.com": "gemini",
+}
+
+DATE = re.compile(r"(?:-\d{4}-\d{2}-\d{2}|-\d{8}|@\d{8}|-\d{4}|-latest)$")
+VARIANT = re.compile(r":(?:free|nitro|floor|online|exacto)$")  # OpenRouter's ways to route one model
+
+# Everything else is counted with cl100k_base: exact for GPT-4 and GPT-3.5, an estimate for other makers'
+# models, and higher than o200k_base. Source: tiktoken 0.14, model.py; gpt-oss has o200k_base's merges.
+O200K = re.compile(
+    r"(?:^|[-./:])(?:gpt-4o|gpt-4\.[15]|gpt-5|gpt-oss|gpt-audio|chatgpt-4o|codex-mini)|(?:^|[./:])o[134](?:-|$)"
+)
+
+
+def name_forms(name: str, upstream: str = "") -> list[str]:
+    """The names under which a model may be known, the most exact first.
+
+    >>> name_forms("openai/gpt-oss-20b", "https://api.groq.com/openai/v1")
+    ['groq/openai/gpt-oss-20b', 'groq/gpt-oss-20b', 'openai/gpt-oss-20b', 'gpt-oss-20b']
+    >>> name_forms("ft:gpt-4o-2024-08-06:acme::a1")
+    ['ft:gpt-4o-2024-08-06', 'gpt-4o-2024-08-06']
+    """
+    form = VARIANT.sub("", name.strip().lower())
+    forms = [form]
+    while "/" in form:
+        form = form.partition("/")[2]
+        forms.append(form)
+    forms = list(chain.from_iterable(map(fine_tuned_forms, forms)))
+    provider = PROVIDERS.get(host_of(upstream))
+    return [f"{provider}/{form}" for form in forms] + forms if provider else forms
+
+
+def fine_tuned_forms(form: str) -> list[str]:
+    if not form.startswith("ft:"):
+        return [form]
+    base = form.split(":")[1]
+    return [f"ft:{base}", base]
+
+
+def host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def encoding_of(forms: Sequence[str]) -> str:
+    return "o200k_base" if O200K.search(forms[-1]) else "cl100k_base"
+
+
+# The price map.
+
+# Input limits of models whose output has a limit of its own. Source: OpenAI refuses GPT-5's 272,001st input
+# token whatever `max_tokens` says ("Input tokens exceed the configured limit of 272000 tokens",
+# community.openai.com/t/1344734): 400,000 in all less 128,000 of output. From GPT-5.6 on the price map states
+# 922,000, which is 1,050,000 less 128,000.
+SEPARATE_INPUT_TOKENS = frozenset({272_000, 922_000})
+SEPARATE_OUTPUT_TOKENS = 128_000
+
+
+def installed_price_map() -> Path | None:
+    spec = find_spec("litellm")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return Path(spec.submodule_search_locations[0]) / PRICE_MAP
+
+
+def read_price_map(path: Path | None) -> dict[str, Row]:
+    """The chat models of a price map, by lower-case name; empty where it cannot be read. Takes 10 ms and 2 MB."""
+    try:
+        rows = msgspec.json.decode(path.read_bytes(), type=dict[str, Row]) if path else {}
+    except (OSError, ValueError, msgspec.DecodeError):
+        return {}
+    return {name.lower(): row for name, row in rows.items() if row.mode in CHAT_MODES}
+
+
+def best_row(forms: Sequence[str], rows: Mapping[str, Row]) -> Row | None:
+    """The first row that states a window, else the first row."""
+    found = [rows[form] for form in forms if form in rows]
+    return next((row for row in found if window_of(row)), found[0] if found else None)
+
+
+def window_of(row: Row) -> int | None:
+    return tokens(row.max_input_tokens) or (None if tokens(row.max_output_tokens) else tokens(row.max_tokens))
+
+
+def with_row(model: Model, row: Row) -> Model:
+    window, output = window_of(row), tokens(row.max_output_tokens)
+    return replace(
+        model,
+        window=window,
+        max_output_tokens=output,
+        separate_output=window in SEPARATE_INPUT_TOKENS and output == SEPARATE_OUTPUT_TOKENS,
+        prices=row_prices(row),
+    )
+
+
+def row_prices(row: Row) -> Prices | None:
+    """Prices of a row; None without an input price. No price, or a price of 0, for cached input or for
+    writing to the cache means that of input: the map has 0 there for "not stated"."""
+    price = dollars(row.input_cost_per_token)
+    if price is None:
+        return None
+    output = dollars(row.output_cost_per_token)
+    return Prices(
+        input=price,
+        cached=dollars(row.cache_read_input_token_cost) or price,
+        write=dollars(row.cache_creation_input_token_cost) or price,
+        output=price * RELATIVE_PRICES.output if output is None else output,
+    )
+
+
+def with_override(model: Model, override: ModelOverride) -> Model:
+    return replace(
+        model,
+        window=override.context_window or model.window,
+        max_output_tokens=override.max_output_tokens or model.max_output_tokens,
+        separate_output=model.separate_output if override.separate_output is None else override.separate_output,
+        encoding=override.encoding or model.encoding,
+        prices=override_prices(model.prices, override),
+    )
+
+
+def override_prices(prices: Prices | None, override: ModelOverride) -> Prices | None:
+    """Prices with an operator's changes; a new price of input is that of cached input and writing, too,
+    unless they are named. None while nobody named a price of input."""
+    usd_per_million = {
+        "input": override.input_usd_per_million,
+        "cached": override.cached_usd_per_million,
+        "write": override.write_usd_per_million,
+        "output": override.output_usd_per_million,
+    }
+    said = {field: usd / 1_000_000 for field, usd in usd_per_million.items() if usd is not None}
+    price = said.get("input")
+    if price is not None:
+        prices = Prices(price, price, price, output=prices.output if prices else price * RELATIVE_PRICES.output)
+    if prices is None:
+        return None
+    seconds = prices.cache_seconds if override.cache_seconds is None else override.cache_seconds
+    return replace(prices, **said, cache_seconds=seconds)
+
+
+def tokens(value: object) -> int | None:
+    return int(value) if isinstance(value, float | int) and 0 < value < 2**53 else None
+
+
+def dollars(value: object) -> float | None:
+    return float(value) if isinstance(value, float | int) and 0 <= value < 1e6 else None
+
+
+# Names that the price map lost or has for other providers alone, by the beginning of the name.
+
+
+def limits(window: int, output: int | None, *usd_per_million: float) -> ModelOverride:
+    """Tokens of window and output; prices of input, cached input, cache write and output."""
+    return ModelOverride(window, output, None, None, *usd_per_million)
+
+
+BUILT_IN: Mapping[str, ModelOverride] = MappingProxyType(
+    {
+        # docs.claude.com, "Models overview" and "Pricing".
+        "claude-3-haiku": limits(200_000, 4_096, 0.25, 0.03, 0.30, 1.25),
+        "claude-3-sonnet": limits(200_000, 4_096, 3, 0.30, 3.75, 15),
+        "claude-3-opus": limits(200_000, 4_096, 15, 1.50, 18.75, 75),
+        "claude-3-5-haiku": limits(200_000, 8_192, 0.80, 0.08, 1, 4),
+        "claude-3-5-sonnet": limits(200_000, 8_192, 3, 0.30, 3.75, 15),
+        "claude-3-7-sonnet": limits(200_000, 64_000, 3, 0.30, 3.75, 15),
+        "claude-sonnet-4": limits(200_000, 64_000, 3, 0.30, 3.75, 15),
+        "claude-opus-4": limits(200_000, 32_000, 15, 1.50, 18.75, 75),
+        # platform.openai.com/docs/models with its deprecated models, and its prices.
+        "chatgpt-4o": limits(128_000, 16_384, 5, 5, 5, 15),
+        "codex-mini": limits(200_000, 100_000, 1.50, 0.375, 1.50, 6),
+        "gpt-3.5-turbo-0301": limits(4_096, 4_096, 1.50, 1.50, 1.50, 2),
+        "gpt-3.5-turbo-0613": limits(4_096, 4_096, 1.50, 1.50, 1.50, 2),
+        "gpt-4-0125-preview": limits(128_000, 4_096, 10, 10, 10, 30),
+        "gpt-4-32k": limits(32_768, 4_096, 60, 60, 60, 120),
+        "gpt-4-turbo": limits(128_000, 4_096, 10, 10, 10, 30),
+        "gpt-4-vision-preview": limits(128_000, 4_096, 10, 10, 10, 30),
+        "gpt-4.5-preview": limits(128_000, 16_384, 75, 37.50, 75, 150),
+        "o1-mini": limits(128_000, 65_536, 1.10, 0.55, 1.10, 4.40),
+        "o1-preview": limits(128_000, 32_768, 15, 7.50, 15, 60),
+        # ai.google.dev/gemini-api/docs/models.
+        "gemini-1.5-flash": limits(1_048_576, 8_192),
+        "gemini-1.5-pro": limits(2_097_152, 8_192),
+        "gemini-2.0-flash": limits(1_048_576, 8_192, 0.10, 0.025, 0.10, 0.40),
+        # Open weights: model cards and config.json on huggingface.co. Prices are those of whoever serves them.
+        "gemma-3": limits(131_072, None),
+        "gemma-3-1b": limits(32_768, None),
+        "gpt-oss": limits(131_072, None),
+        "mistral-7b-instruct": limits(32_768, None),
+        "mistral-7b-instruct-v0.1": limits(8_192, None),
+        "phi-2": limits(2_048, None),
+    }
+)
+
+
+def built_in(forms: Sequence[str]) -> ModelOverride | None:
+    """The entry with the longest name that one of the forms begins with, up to the end of a word."""
+    fits = [name for name in BUILT_IN if any(f"{form}-".startswith((f"{name}-", f"{name}@")) for form in forms)]
+    return BUILT_IN[max(fits, key=len)] if fits else None
+
+
+# What providers say.
+
+WINDOW_FIELDS = ("max_model_len", "context_window", "context_length", "max_context_length")
+MOST_ERROR_BYTES = 64 * 1_024
+MOST_ERROR_CHARS = 8_000  # of its texts are looked at
+MOST_DEPTH = 12
+
+# Fields that repeat the request: the conversation may speak of context lengths, too.
+ECHOES = frozenset({"input", "body", "request", "ctx"})
+
+NO_OVERFLOW_STATUS = frozenset({401, 403, 404, 408, 429})
+NO_OVERFLOW = re.compile(r"rate.?limit|tokens per (?:min|day)|too many requests|throttl|quota|string_above_max_length")
+
+# Wordings as seen in providers' answers, lower case. The names say who spoke, not who else might.
+OVERFLOW = re.compile(
+    r"context_length_exceeded|context_window_exceeded|exceed_context_size"  # OpenAI, Azure, Groq; z.ai; llama.cpp
+    r"|maximum (?:context|prompt|model) length"  # OpenAI, vLLM, SGLang, DeepSeek, OpenRouter, Mistral; xAI; vLLM
+    r"|exceeds? (?:the |this |its |model's |max |maximum |available )*context|context window exceeds"  # Ollama, MiniMax
+    r"|exceeded (?:the )?(?:max |maximum )?context length|exceeded model token limit"  # Ollama; Kimi
+    r"|(?:longer|greater) than the (?:model's )?context length|context length is only"  # Together; LM Studio; vLLM
+    r"|reduce the length of the (?:messages|input|prompt)"  # Groq, Cerebras
+    r"|prompt (?:is )?too long|too long for requested model"  # Anthropic, Fireworks, Ollama; Bedrock
+    r"|input tokens exceed|input token count.{0,40}exceeds|token count of.{0,20} exceeds the limit"  # GPT-5; Gemini
+    r"|`?inputs`? (?:tokens \+|must have less than)"  # TGI, Hugging Face
+    r"|input length should be|maximum allowed input length|configured context size"  # DashScope; Poolside; others
+)
+
+NUMBER = r"(\d[\d,]{0,14})"
+
+
+def numbered(*patterns: str) -> tuple[re.Pattern[str], ...]:
+    return tuple(re.compile(pattern.replace("#", NUMBER)) for pattern in patterns)
+
+
+WINDOWS = numbered(
+    r"(?:context|prompt|model) (?:length|window|size)(?: is| of|:)?(?: only)? #",
+    r"context (?:length|window|size) \(#",
+    r"with # maximum context length",
+    r"(?:configured|the) limit of #|model token limit:? #|while limit is #",
+    r"maximum number of tokens allowed \(#|maximum allowed input length of #",
+    r"must be <= #|must have less than #|should be \[\d+, ?#",
+    r"n_ctx: #",
+    r" > #",
+)
+COUNTS = numbered(
+    r"(?:prompt|request) (?:contains|has) #(?: input)? tokens|passed # input tokens",  # vLLM's "at least" is no count
+    r"(?:input|request|requested tokens) \(#|token count (?:of )?\(?#|input length \(?#|prompt \(length #",
+    r"too long: #|exceed context limit: #|given: #|current length is #|\(requested: #",
+    r"n_prompt_tokens: #|resulted in #",
+)
+# Where the parts of a prompt are told, they are added up: those of the answer must not count.
+(PARTS,) = numbered(r"# (?:in (?:the messages|the functions|your prompt)|of \w+ input|tokens from the input messages)")
+
+
+def windows_in_models_reply(body: bytes) -> dict[str, int]:
+    """The windows that a reply to GET /v1/models names, by model id; empty for anything else.
+
+    vLLM says `max_model_len`, Groq `context_window`, OpenRouter and Together `context_length`, Mistral
+    `max_context_length`. Together sends the list alone.
+    """
+    reply = decoded(body)
+    entries = reply.get("data") if isinstance(reply, dict) else reply
+    windows = {}
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, dict) and isinstance(name := entry.get("id"), str):
+            said_windows = (tokens(entry.get(field)) for field in WINDOW_FIELDS)
+            if window := next(filter(None, said_windows), None):
+                windows[name] = window
+    return windows
+
+
+def overflow_in_error(status: int, body: bytes) -> Overflow | None:
+    """What a provider's error says of a prompt that is too long; None if it is about something else.
+
+    Rate limits that count tokens are something else, and so is a body with too many bytes.
+    """
+    if status < 400 or status in NO_OVERFLOW_STATUS or len(body) > MOST_ERROR_BYTES:
+        return None
+    error = decoded(body)
+    text = " ".join(spoken(error)) if error is not None else body.decode("utf-8", "replace")
+    text = text[:MOST_ERROR_CHARS].lower()
+    if NO_OVERFLOW.search(text) or not OVERFLOW.search(text):
+        return None
+    parts = [number(part) for part in PARTS.findall(text)]
+    return Overflow(window=stated(WINDOWS, text), counted=sum(parts) or stated(COUNTS, text))
+
+
+def decoded(body: bytes) -> object:
+    try:
+        return msgspec.json.decode(body)
+    except (ValueError, msgspec.DecodeError, RecursionError):
+        return None
+
+
+def spoken(value: object, key: str = "", depth: int = 0) -> Iterator[str]:
+    """The texts of an error, and its numbers with their names: OpenRouter and Ollama put errors into errors."""
+    if isinstance(value, str) and value.startswith("{"):
+        value = decoded(value.encode("utf-8", "replace")) or value
+    if depth > MOST_DEPTH:
+        return
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            if name not in ECHOES:
+                yield from spoken(inner, name, depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from spoken(inner, key, depth + 1)
+    elif isinstance(value, str):
+        yield value
+    elif isinstance(value, int):
+        yield f"{key}: {value}"
+
+
+def stated(patterns: Sequence[re.Pattern[str]], text: str) -> int | None:
+    """The number that the first fitting pattern finds."""
+    for pattern in patterns:
+        if match := pattern.search(text):
+            return next(number(group) for group in match.groups() if group)
+    return None
+
+
+def number(digits: str) -> int:
+    return int(digits.replace(",", ""))

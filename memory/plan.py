@@ -1,0 +1,283 @@
+"""Which form each message takes in the prompt: the rollover.
+
+Pure: from a line, its token counts and a budget to a frozen prompt. What is old and cheap to lose goes first, calls
+keep their results, the newest user message keeps its words.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from memory.digest.shorten import shorten
+from memory.digest.stretch import Line as Told
+from memory.digest.stretch import digest_stretch, merge, title
+from memory.errors import CannotFit
+from memory.identify import Line, fresh_from, newest_user, stretch_hint
+from memory.messages import Message
+from memory.segment import segment
+from memory.types import Budget, Form, Frozen, Item, Part, Stretch
+
+CountTokens = Callable[[str], int]
+
+MESSAGE_TOKENS = 5  # what a message of ours costs beside its text: role and separators
+SMALLEST_DIGEST = 96  # tokens: a heading and one hint line
+SMALLEST_RESULT = 64  # tokens a tool result keeps when it is shortened in place
+STRETCH_TOKENS = 120  # a digest shorter than this is split no further
+MOST_STRETCHES = 6  # new ones at a rollover
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """How the dialect at hand writes what we add; the shapes belong to the wire."""
+
+    digest: Callable[[Sequence[Stretch]], str]  # the words of a digest message
+    message: Callable[[str, str], bytes]  # role, content -> a message
+    with_content: Callable[[bytes, str], bytes]  # a client's message with other content
+    shortened: Callable[[str, str, int], str]  # hint, shorter text, original tokens -> content
+
+
+@dataclass(frozen=True, slots=True)
+class Rollover:
+    """All that decides a rollover."""
+
+    line: Line
+    tokens: Sequence[int]  # of each message of the line
+    front: int  # tokens of system messages, tools and the reply's own
+    budget: Budget
+    digest_share: float  # of what the frozen part has beside the front
+    count: CountTokens
+    writer: Writer
+
+    @property
+    def fresh(self) -> int:
+        return fresh_from(self.line.messages)
+
+    @property
+    def pinned_user(self) -> int | None:
+        """The newest user message, where calls have followed it."""
+        user = newest_user(self.line.messages)
+        return user if user is not None and user < self.fresh else None
+
+
+def roll(case: Rollover, old: Frozen | None) -> Frozen:
+    """Freeze the prompt anew at the target.
+
+    Raises:
+        CannotFit: what may not shrink is over the limit.
+    """
+    room = case.budget.target - case.front
+    new = sum(case.tokens[case.fresh :])
+    overflow = case.front + room + new - case.budget.limit
+    frozen = freeze(case, old, room - max(0, overflow))
+    if case.front + frozen.tokens + new > case.budget.limit:
+        frozen = shorten_results(case, frozen)
+    return frozen
+
+
+def freeze(case: Rollover, old: Frozen | None, room: int) -> Frozen:
+    """Digest and verbatim tail within `room` tokens, as far as pinned messages allow."""
+    user = case.pinned_user
+    room -= case.tokens[user] if user is not None else 0
+    digest_room = max(SMALLEST_DIGEST, int(room * case.digest_share))
+    start = tail_start(case, room - digest_room)
+    kept = (
+        () if user is None or user >= start else (Part(user, user + 1, case.tokens[user], why="newest user message"),)
+    )
+    stretches = tell(case, old, start, user, digest_room)
+    parts = (*digest_parts(case, stretches, start), *kept)
+    if start < case.fresh:
+        parts += (Part(start, case.fresh, sum(case.tokens[start : case.fresh]), why="most recent"),)
+    return Frozen(
+        covers=case.fresh,
+        parts=parts,
+        stretches=stretches,
+        tokens=sum(part.tokens for part in parts),
+        asked=len(case.line),
+        rollovers=old.rollovers + 1 if old else 1,
+    )
+
+
+def digest_parts(case: Rollover, stretches: tuple[Stretch, ...], stop: int) -> tuple[Part, ...]:
+    if not stretches:
+        return ()
+    text = case.writer.digest(stretches)
+    raw = case.writer.message("user", text)
+    return (Part(0, stop, case.count(text) + MESSAGE_TOKENS, raw, Form.SUMMARY, "old"),)
+
+
+def tail_start(case: Rollover, room: int) -> int:
+    """Where the verbatim tail begins: as many whole items as fit, newest first; an open call always."""
+    start = case.fresh
+    user = case.pinned_user
+    for item in reversed(segment(case.line.messages[: case.fresh], case.tokens)):
+        cost = item.tokens - (case.tokens[user] if user is not None and item.start <= user < item.stop else 0)
+        if cost > room and not is_open(item, case):
+            break
+        room -= cost
+        start = item.start
+    return start
+
+
+def is_open(item: Item, case: Rollover) -> bool:
+    """A call whose results are new in this request."""
+    return item.stop == case.fresh < len(case.line) and item.kind == "exchange"
+
+
+def tell(case: Rollover, old: Frozen | None, stop: int, user: int | None, room: int) -> tuple[Stretch, ...]:
+    """The stretches of the digest: what left before, shorter, and what leaves now."""
+    before = old.stretches if old else ()
+    told = told_positions(old)
+    leaving = [i for i in range(stop) if i not in told and i != user]
+    if not leaving:
+        return before
+    heading = case.count(case.writer.digest(())) + MESSAGE_TOKENS
+    room = max(room - heading, SMALLEST_DIGEST - heading)
+    used = text_tokens(case, before)
+    new = tell_new(case, leaving, max(room // 2, room - used))
+    return shrink(case, before, new, room)
+
+
+def told_positions(old: Frozen | None) -> frozenset[int]:
+    """Messages that stretches speak of: all they span, without those that were kept in full."""
+    if old is None:
+        return frozenset()
+    kept = {i for part in old.parts if part.raw is None for i in range(part.start, part.stop)}
+    return frozenset(i for s in old.stretches for i in range(s.start, s.stop) if i not in kept)
+
+
+def tell_new(case: Rollover, leaving: Sequence[int], room: int) -> tuple[Stretch, ...]:
+    pieces = split(case, leaving, max(1, min(MOST_STRETCHES, room // STRETCH_TOKENS)))
+    return tuple(stretch(case, piece, room // len(pieces)) for piece in pieces)
+
+
+def split(case: Rollover, leaving: Sequence[int], pieces: int) -> list[Sequence[int]]:
+    """Cut positions into pieces of about the same tokens, where a user message begins if one is near."""
+    total = sum(case.tokens[i] for i in leaving)
+    out: list[Sequence[int]] = []
+    begin, gathered = 0, 0
+    for n, position in enumerate(leaving):
+        opens = case.line.messages[position].role == "user"
+        if n > begin and len(out) < pieces - 1 and gathered >= total / pieces and opens:
+            out.append(leaving[begin:n])
+            begin, gathered = n, 0
+        gathered += case.tokens[position]
+    out.append(leaving[begin:])
+    return out
+
+
+def stretch(case: Rollover, positions: Sequence[int], room: int) -> Stretch:
+    lines = [told(case.line.messages[i], i, case.tokens[i]) for i in positions]
+    first, last = positions[0], positions[-1]
+    bare = Stretch(
+        id=stretch_hint(case.line.nodes[last]),
+        start=first,
+        stop=last + 1,
+        tokens=sum(case.tokens[i] for i in positions),
+        title=title(lines),
+    )
+    left = room - text_tokens(case, (bare,))
+    return replace(bare, text=digest_stretch(lines, left, case.count)) if left > 0 else bare
+
+
+def told(message: Message, position: int, tokens: int) -> Told:
+    calls = "\n".join(f"{call.name}({call.arguments})" for call in message.calls)
+    text = f"{message.text}\n{calls}".strip() if calls else message.text
+    return Told(position, message.role, message.name, text, tokens)
+
+
+def text_tokens(case: Rollover, stretches: Sequence[Stretch]) -> int:
+    """What stretches cost inside a digest message, its heading aside."""
+    if not stretches:
+        return 0
+    return case.count(case.writer.digest(stretches)) - case.count(case.writer.digest(()))
+
+
+def shrink(case: Rollover, old: tuple[Stretch, ...], new: tuple[Stretch, ...], room: int) -> tuple[Stretch, ...]:
+    """Make old stretches shorter, oldest first: half the text, then the hint line alone, then one line for many."""
+    for step in (halve, bare, gather):
+        for n in range(len(old)):
+            if text_tokens(case, old + new) <= room:
+                return old + new
+            old = step(case, old, n)
+    return old + new
+
+
+def halve(case: Rollover, old: tuple[Stretch, ...], n: int) -> tuple[Stretch, ...]:
+    if not old[n].text:
+        return old
+    shorter = merge([old[n].text], case.count(old[n].text) // 2, case.count)
+    return (*old[:n], replace(old[n], text=shorter), *old[n + 1 :])
+
+
+def bare(case: Rollover, old: tuple[Stretch, ...], n: int) -> tuple[Stretch, ...]:
+    return (*old[:n], replace(old[n], text=""), *old[n + 1 :])
+
+
+def gather(case: Rollover, old: tuple[Stretch, ...], n: int) -> tuple[Stretch, ...]:
+    """Put the two oldest lines into one, which opens the list of both."""
+    if len(old) < 2:
+        return old
+    first, second, *rest = old
+    members = (*(first.members or (first,)), *(second.members or (second,)))
+    one = Stretch(
+        id=stretch_hint(case.line.nodes[second.stop - 1])[::-1],  # its own: the last stretch has the plain one
+        start=first.start,
+        stop=second.stop,
+        tokens=first.tokens + second.tokens,
+        title=f"{len(members)} older stretches, from: {members[0].title}",
+        members=members,
+    )
+    return (one, *rest)
+
+
+def shorten_results(case: Rollover, frozen: Frozen) -> Frozen:
+    """Shorten tool results that are new in this request, largest first, until the prompt fits.
+
+    Raises:
+        CannotFit: the rest alone is over the limit.
+    """
+    messages = case.line.messages
+    fresh = range(case.fresh, len(case.line))
+    results = [i for i in fresh if messages[i].role in ("tool", "function") and case.tokens[i] > SMALLEST_RESULT]
+    fixed = case.front + frozen.tokens + sum(case.tokens[i] for i in fresh if i not in results)
+    shares = fair_shares([case.tokens[i] for i in results], case.budget.limit - fixed)
+    if any(share < SMALLEST_RESULT for share in shares) or fixed > case.budget.limit or not results:
+        raise CannotFit
+    share_of = dict(zip(results, shares, strict=True))
+    parts = tuple(
+        shorter_result(case, i, share_of[i])
+        if i in share_of and share_of[i] < case.tokens[i]
+        else Part(i, i + 1, case.tokens[i], why="new")
+        for i in fresh
+    )
+    return replace(
+        frozen,
+        covers=len(case.line),
+        parts=frozen.parts + parts,
+        tokens=frozen.tokens + sum(part.tokens for part in parts),
+    )
+
+
+def shorter_result(case: Rollover, position: int, room: int) -> Part:
+    message = case.line.messages[position]
+    hint = stretch_hint(case.line.nodes[position])
+    frame = case.count(case.writer.shortened(hint, "", case.tokens[position])) + MESSAGE_TOKENS * 4
+    text = shorten(message.text, max(room - frame, SMALLEST_RESULT // 4), case.count)
+    content = case.writer.shortened(hint, text, case.tokens[position])
+    tokens = case.tokens[position] - case.count(message.text) + case.count(content)
+    raw = case.writer.with_content(message.raw, content)
+    return Part(position, position + 1, tokens, raw, Form.SUMMARY, "one result larger than what is left of the window")
+
+
+def fair_shares(wants: Sequence[int], room: int) -> list[int]:
+    """Divide room so that small wants are met in full and the large ones get the same.
+
+    >>> fair_shares([10, 100, 500], 300)
+    [10, 100, 190]
+    """
+    shares = [0] * len(wants)
+    left = max(room, 0)
+    order = sorted(range(len(wants)), key=lambda i: wants[i])
+    for n, i in enumerate(order):
+        shares[i] = min(wants[i], left // (len(order) - n))
+        left -= shares[i]
+    return shares

@@ -1,0 +1,88 @@
+"""The words we send to models: digests, quoted history, shortened results.
+
+Peers' markers were read by models as file corruption, so ours are plain sentences that say what they are.
+Ids stand in `[#...]`; text that merely looks like our frame is defused before it is quoted.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from memory.types import Stretch
+
+HINT = re.compile(r"\[#([a-z2-7]{8})\]")
+
+DIGEST_HEADING = (
+    "Earlier part of this conversation, shortened to fit. It is a record, not a request. Everything is kept in full; "
+    "to have a passage back word for word, write its id, such as [#{example}]."
+)
+DIGEST_FOOTING = "The conversation goes on below."
+BLOCK_HEADING = (
+    "<earlier-messages id={nonce}>\n"
+    "Quoted from earlier in this conversation because they may matter for the next message. "
+    "They are a record, not new requests."
+)
+BLOCK_FOOTING = "</earlier-messages id={nonce}>"
+HELD_BACK = "(Earlier messages of this conversation are held back: they do not fit the model's window just now.)"
+
+
+@dataclass(frozen=True, slots=True)
+class Quoted:
+    """A message inside a block."""
+
+    hint: str
+    number: int  # from 1, in the line of conversation
+    speaker: str
+    text: str
+    cut: bool = False  # a part of the message
+
+
+def session_nonce(tenant: bytes, first_node: bytes) -> str:
+    """Eight characters that nobody outside the session can guess: a keyed hash of the session."""
+    return blake2b(first_node, digest_size=4, key=tenant).hexdigest()
+
+
+def digest_text(stretches: Sequence[Stretch]) -> str:
+    example = stretches[-1].id if stretches else "a2b3c4d5"
+    told = "\n".join(stretch_text(stretch) for stretch in stretches)
+    return f"{DIGEST_HEADING.format(example=example)}\n\n{told}\n\n{DIGEST_FOOTING}"
+
+
+def stretch_text(stretch: Stretch) -> str:
+    span = (
+        f"message {stretch.stop}"
+        if stretch.stop - stretch.start == 1
+        else f"messages {stretch.start + 1}-{stretch.stop}"
+    )
+    line = f"[#{stretch.id}] {span}, {stretch.tokens:,} tokens: {stretch.title}"
+    return f"{line}\n{stretch.text}" if stretch.text else line
+
+
+def member_list(stretch: Stretch) -> str:
+    """What a merged line opens."""
+    return "\n".join(stretch_text(member) for member in stretch.members)
+
+
+def block_text(nonce: str, quotes: Sequence[Quoted]) -> str:
+    told = "\n\n".join(quote_text(quote) for quote in quotes)
+    return f"{BLOCK_HEADING.format(nonce=nonce)}\n\n{defuse(told, nonce)}\n{BLOCK_FOOTING.format(nonce=nonce)}"
+
+
+def quote_text(quote: Quoted) -> str:
+    part = ", in part" if quote.cut else ""
+    return f"[#{quote.hint}] {quote.number}. {quote.speaker}{part}:\n{quote.text}"
+
+
+def defuse(text: str, nonce: str) -> str:
+    """Quoted text cannot close or open our frame: it does not know the nonce, and if it does, it loses it."""
+    return text.replace(f"earlier-messages id={nonce}", "earlier-messages") if nonce in text else text
+
+
+def shortened_text(hint: str, shorter: str, tokens: int) -> str:
+    return f"{shorter}\n(Shortened from {tokens:,} tokens to fit; the whole is kept as [#{hint}].)"
+
+
+def hints_in(text: str) -> tuple[str, ...]:
+    """The ids that a text names, in order, each once."""
+    return tuple(dict.fromkeys(HINT.findall(text)))

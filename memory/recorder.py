@@ -1,0 +1,234 @@
+"""Recorder: a turn's opening, its end, and what is written where when the database is away.
+
+The end of an answer is relayed after its turn is committed; else after an fsynced append to the spool; else it is
+counted as unrecorded.
+"""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+import msgspec
+import orjson
+import structlog
+
+from memory.bounded import Bounded
+from memory.errors import SpoolError, StoreError
+from memory.identify import Line, child, session_id
+from memory.messages import ChatRequest, Message
+from memory.spool import Spool
+from memory.store.pool import Pool
+from memory.store.turns import (
+    FoldRow,
+    NodeRow,
+    TurnRecord,
+    batches,
+    find_line,
+    pack,
+    record_turn,
+    save_nodes,
+    unpack_turn,
+)
+
+log = structlog.get_logger()
+
+STORED_NODES = 200_000  # that this process knows to be stored
+FEW_MESSAGES = 8  # so many are written again rather than asked about
+SMALL = 32 * 1024
+
+
+class Kept(StrEnum):
+    """Where a turn is safe."""
+
+    COMMITTED = "committed"
+    SPOOLED = "spooled"
+    UNRECORDED = "unrecorded"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the opening of a turn writes: the line's messages, and how they were forwarded."""
+
+    tenant: bytes
+    label: str | None
+    model: str
+    request: ChatRequest
+    line: Line
+    tokens: Sequence[int]  # of the line's messages; () where they were not counted
+    attempt: bytes
+    record: Mapping[str, object]
+    folds: tuple[FoldRow, ...] = ()
+    jobs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a turn ended."""
+
+    status: str  # "answered", "partial", "failed"
+    answers: tuple[Message, ...]
+    record: Mapping[str, object]
+
+
+class Recorder:
+    def __init__(self, pool: Pool, spool: Spool) -> None:
+        self._pool = pool
+        self._spool = spool
+        self._stored: Bounded[bytes, bool] = Bounded(STORED_NODES)
+        self._sessions: Bounded[bytes, str] = Bounded(STORED_NODES // 10)
+        self._draining = asyncio.Lock()
+
+    def session(self, line: Line) -> str:
+        """The session a line belongs to, as far as this process knows: its own, its ancestors', or a new one."""
+        known = next((found for node in reversed(line.nodes) if (found := self._sessions.get(node))), None)
+        return known or session_id(line.nodes[0])
+
+    async def store_line(self, asked: Asked, known: int) -> None:
+        """Make a line's messages durable before any of them leaves the prompt.
+
+        Raises:
+            StoreError: they are not.
+        """
+        rows = self._new_rows(asked, known)
+        for batch in batches(rows):
+            async with self._pool.connection() as connection:
+                session = await save_nodes(connection, asked.tenant, asked.label, batch, self.session(asked.line))
+            self._mark(batch, session)
+
+    async def open(self, asked: Asked) -> bool:
+        """Write a turn's opening; runs beside the upstream call. True: it is written."""
+        try:
+            rows = await self._unknown_rows(asked)
+            *first, last = batches(rows) or [()]
+            for batch in first:
+                async with self._pool.connection() as connection:
+                    session = await save_nodes(connection, asked.tenant, asked.label, batch, self.session(asked.line))
+                self._mark(batch, session)
+            async with self._pool.connection() as connection:
+                session = await record_turn(connection, self._turn(asked, last, None), relaxed=True)
+            self._mark(last, session)
+        except StoreError as error:
+            log.debug("opening not written", reason=str(error))
+            return False
+        return True
+
+    async def close(self, asked: Asked, opening: "asyncio.Task[bool]", ended: Ended) -> Kept:
+        """Write a turn's end, durably."""
+        opened = await opening
+        rows = () if opened else self._new_rows(asked, 0)
+        turn = self._turn(asked, (*rows, *answer_rows(asked, ended)), ended)
+        try:
+            await self._write(turn)
+        except StoreError:
+            return await self._spool_turn(turn)
+        return Kept.COMMITTED
+
+    def spooled(self) -> int:
+        """Turns that wait on disk for the database."""
+        return self._spool.depth()
+
+    async def drain(self) -> int:
+        """Write what the spool holds to the database; stops where that fails. Gives how many turns it wrote."""
+
+        async def write(record: bytes) -> None:
+            await self._write(unpack_turn(record))
+
+        async with self._draining:
+            try:
+                written = await self._spool.drain(write)
+            except StoreError as error:
+                log.info("spool waits", reason=str(error), turns=self._spool.depth())
+                return 0
+        if written:
+            log.info("spool replayed", turns=written)
+        return written
+
+    async def _write(self, turn: TurnRecord) -> None:
+        *first, last = batches(turn.nodes) or [()]
+        for batch in first:
+            async with self._pool.connection() as connection:
+                await save_nodes(connection, turn.tenant, turn.label, batch, turn.session)
+        async with self._pool.connection() as connection:
+            session = await record_turn(connection, msgspec.structs.replace(turn, nodes=tuple(last)))
+        self._mark(turn.nodes, session)
+
+    async def _spool_turn(self, turn: TurnRecord) -> Kept:
+        try:
+            await self._spool.append_async(pack(turn))
+        except SpoolError as error:
+            log.error("turn unrecorded", reason=str(error))
+            return Kept.UNRECORDED
+        return Kept.SPOOLED
+
+    async def _unknown_rows(self, asked: Asked) -> Sequence[NodeRow]:
+        """The messages that are not stored yet; asks the database only where this process cannot tell."""
+        rows = self._new_rows(asked, 0)
+        if len(rows) <= FEW_MESSAGES and sum(len(row.raw) for row in rows) <= SMALL:
+            return rows
+        async with self._pool.connection() as connection:
+            state = await find_line(connection, asked.tenant, asked.line.nodes)
+        return self._new_rows(asked, state.known)
+
+    def _new_rows(self, asked: Asked, known: int) -> tuple[NodeRow, ...]:
+        """Rows for the messages behind the `known` first ones that this process has not seen stored.
+
+        A node is only ever stored after its ancestors, so one known node vouches for all before it.
+        """
+        nodes = asked.line.nodes
+        begin = next((i + 1 for i in range(len(nodes) - 1, known - 1, -1) if nodes[i] in self._stored), known)
+        spoken = tuple(node_row(asked, i) for i in range(begin, len(nodes)))
+        return spoken + tuple(row for row in system_rows(asked) if row.node not in self._stored)
+
+    def _turn(self, asked: Asked, rows: Sequence[NodeRow], ended: Ended | None) -> TurnRecord:
+        return TurnRecord(
+            tenant=asked.tenant,
+            session=self.session(asked.line),
+            nodes=tuple(rows),
+            turn=asked.line.tip,
+            attempt=asked.attempt,
+            status=ended.status if ended else "open",
+            model=asked.model,
+            answers=tuple(child(asked.tenant, asked.line.tip, message) for message in ended.answers) if ended else (),
+            record=orjson.dumps({**asked.record, **(ended.record if ended else {})}, default=str),
+            folds=asked.folds,
+            jobs=asked.jobs if ended and ended.status == "answered" else (),
+            label=asked.label,
+        )
+
+    def _mark(self, rows: Sequence[NodeRow], session: str) -> None:
+        for row in rows:
+            self._stored.put(row.node, True)
+        if rows:
+            self._sessions.put(rows[-1].node, session)
+
+
+def node_row(asked: Asked, position: int) -> NodeRow:
+    message = asked.line.messages[position]
+    return NodeRow(
+        node=asked.line.nodes[position],
+        parent=asked.line.parent(position),
+        depth=position,
+        sent=True,
+        role=message.role,
+        digest=message.digest,
+        raw=message.raw,
+        tokens=asked.tokens[position] if asked.tokens else 0,
+    )
+
+
+def system_rows(asked: Asked) -> tuple[NodeRow, ...]:
+    """System messages stand outside the tree, each stored once by its content."""
+    systems = dict.fromkeys(message for message in asked.request.messages if message.is_system)
+    return tuple(
+        NodeRow(child(asked.tenant, b"", m), None, 0, True, m.role, m.digest, m.raw, 0)
+        for m in systems
+        if m not in asked.line.messages
+    )
+
+
+def answer_rows(asked: Asked, ended: Ended) -> tuple[NodeRow, ...]:
+    tip, depth = asked.line.tip, len(asked.line)
+    return tuple(
+        NodeRow(child(asked.tenant, tip, m), tip, depth, False, m.role, m.digest, m.raw, 0) for m in ended.answers
+    )

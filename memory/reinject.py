@@ -1,0 +1,165 @@
+"""Which earlier messages come back, and the block they stand in.
+
+Two ways lead back into a prompt: relevance to the newest user message, and an id that the newest messages name.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from memory import rank
+from memory.assemble import Counted, displaced
+from memory.identify import Line, fresh_from, message_hint, newest_user, stretch_hint
+from memory.lexical import Terms
+from memory.messages import Message
+from memory.plan import MESSAGE_TOKENS, CountTokens, Writer
+from memory.prompts import Quoted, block_text, hints_in
+from memory.types import Block, Frozen, Quote, Stretch
+
+QUOTE_TOKENS = 20  # what a quoted message costs beside its text
+LOOP_CONTEXT = 2  # calls with results that join the query inside a loop
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """All that decides a block."""
+
+    counted: Counted
+    frozen: Frozen
+    quoted: frozenset[int]  # positions that stand in earlier blocks of this prompt
+    similar: Mapping[int, float]  # cosine to the newest user message, where embeddings are ready
+    terms: Callable[[Message], Terms]
+    count: CountTokens
+    writer: Writer
+    nonce: str
+    floor: float
+
+    @property
+    def line(self) -> Line:
+        return self.counted.line
+
+    @property
+    def position(self) -> int:
+        user = newest_user(self.line.messages)
+        return len(self.line) - 1 if user is None else user
+
+    @property
+    def in_loop(self) -> bool:
+        return self.position < fresh_from(self.line.messages)
+
+
+def reinject(search: Search, share_room: int, fill_room: int) -> Block:
+    """The block for the newest user message.
+
+    Args:
+        share_room: tokens it may have as long as it stays.
+        fill_room: tokens it may have in this one request; at most share_room where filling does not pay.
+    """
+    quotes = choose(search, share_room)
+    kept, kept_tokens = render(search, quotes)
+    filled, filled_tokens = b"", 0
+    if fill_room > share_room:
+        quotes = choose(search, fill_room)
+        filled, filled_tokens = render(search, quotes)
+    return Block(search.position, len(search.line), kept, kept_tokens, filled, filled_tokens, quotes)
+
+
+def choose(search: Search, room: int) -> tuple[Quote, ...]:
+    """Named messages first, then relevant ones; inside a loop the most recent come before the relevant."""
+    room -= search.count(block_text(search.nonce, ())) + MESSAGE_TOKENS
+    named = fitting(search, named_positions(search), room, "named")
+    room -= sum(quote.tokens for quote in named)
+    taken = search.quoted | {quote.position for quote in named}
+    candidates = [passage(search, i) for i in displaced(search.frozen) if i not in taken]
+    ranked = rank.rank(wanted(search), candidates)
+    chosen = rank.select(ranked, candidates, room, search.floor)
+    scores = {candidate.position: candidate.score for candidate in ranked}
+    found = (Quote(q.position, q.tokens, scores.get(q.position, 0.0), "relevant", q.start, q.stop) for q in chosen)
+    return tuple(sorted((*named, *found), key=lambda quote: quote.position))
+
+
+def wanted(search: Search) -> rank.Query:
+    messages = search.line.messages
+    newest = messages[search.position].text
+    if not search.in_loop:
+        return rank.query(newest)
+    calls = [i for i, message in enumerate(messages) if message.calls and i > search.position]
+    begin = calls[-LOOP_CONTEXT] if len(calls) >= LOOP_CONTEXT else search.position + 1
+    return rank.query(newest, [spoken(message) for message in messages[begin:]])
+
+
+def passage(search: Search, position: int) -> rank.Passage:
+    message = search.line.messages[position]
+    return rank.Passage(
+        position=position,
+        role=message.role,
+        speaker=message.name,
+        text=spoken(message),
+        tokens=search.counted.tokens[position],
+        terms=search.terms(message),
+    )
+
+
+def spoken(message: Message) -> str:
+    """A message as text, its calls included."""
+    calls = "\n".join(f"{call.name}({call.arguments})" for call in message.calls)
+    return f"{message.text}\n{calls}".strip() if calls else message.text
+
+
+def named_positions(search: Search) -> list[int]:
+    """The messages whose ids stand in the newest messages, on this line alone; foreign ids name nothing."""
+    newest = search.line.messages[fresh_from(search.line.messages) :]
+    named = [hint for message in newest for hint in hints_in(message.text)]
+    if not named:
+        return []
+    spans = spans_by_hint(search)
+    gone = set(displaced(search.frozen)) - search.quoted
+    return [i for hint in named for i in spans.get(hint, ()) if i in gone]
+
+
+def spans_by_hint(search: Search) -> dict[str, range]:
+    nodes = search.line.nodes
+    spans = {message_hint(node): range(i, i + 1) for i, node in enumerate(nodes)}
+    spans |= {stretch_hint(nodes[part.start]): range(part.start, part.stop) for part in search.frozen.parts if part.raw}
+    return spans | {s.id: range(s.start, s.stop) for s in every(search.frozen.stretches)}
+
+
+def every(stretches: Sequence[Stretch]) -> list[Stretch]:
+    """Stretches and what merged lines opened."""
+    return [found for stretch in stretches for found in (stretch, *every(stretch.members))]
+
+
+def fitting(search: Search, positions: Sequence[int], room: int, why: str) -> tuple[Quote, ...]:
+    """Quote whole messages while they fit; the first that does not is quoted as far as it does."""
+    quotes: list[Quote] = []
+    for position in dict.fromkeys(positions):
+        text = spoken(search.line.messages[position])
+        cost = search.count(text) + QUOTE_TOKENS
+        if cost <= room:
+            quotes.append(Quote(position, cost, 1.0, why))
+        elif room > 4 * QUOTE_TOKENS:
+            stop = int(len(text) * (room - QUOTE_TOKENS) / cost * 0.9)
+            quotes.append(Quote(position, room, 1.0, why, 0, stop))
+        room -= cost
+        if room <= 0:
+            break
+    return tuple(quotes)
+
+
+def render(search: Search, quotes: Sequence[Quote]) -> tuple[bytes, int]:
+    """The block's message and its tokens; nothing for no quotes."""
+    if not quotes:
+        return b"", 0
+    text = block_text(search.nonce, [quoted(search, quote) for quote in quotes])
+    return search.writer.message("user", text), search.count(text) + MESSAGE_TOKENS
+
+
+def quoted(search: Search, quote: Quote) -> Quoted:
+    message = search.line.messages[quote.position]
+    speaker = f"{message.role} ({message.name})" if message.name else message.role
+    return Quoted(
+        hint=message_hint(search.line.nodes[quote.position]),
+        number=quote.position + 1,
+        speaker=speaker,
+        text=spoken(message)[quote.start : quote.stop],
+        cut=quote.start > 0 or quote.stop is not None,
+    )

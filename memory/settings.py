@@ -1,0 +1,21 @@
+"""What an operator may turn, with units, ranges and defaults; `proxy.yaml` explains each."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Compression:
+    target: float = 0.25  # share of the window that the frozen part has after a rollover, 0.05-0.5
+    digest_share: float = 0.35  # of the frozen part beside system prompt and tools, 0-1; the rest is verbatim tail
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    max_share: float = 0.25  # share of the window that a re-injected block may have, 0-0.5
+    floor: float = 0.1  # relevance below which nothing comes back, 0-1
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    compression: Compression = Compression()
+    recall: Recall = Recall()

@@ -1,0 +1,1 @@
+"""PostgreSQL: SQL stands beside the function that runs it, one file per family of tables."""

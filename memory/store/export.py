@@ -1,0 +1,154 @@
+"""Reading a tenant's memory out: one turn with its explanation, or everything as JSON lines."""
+
+from collections.abc import AsyncIterator, Mapping
+
+import asyncpg
+import msgspec
+import orjson
+
+from memory.errors import NotFound
+from memory.identify import text_id
+from memory.store.turns import decode_fold
+
+PREFETCH = 200
+
+
+async def jobs_pending(connection: asyncpg.Connection) -> int:
+    """Jobs that wait or run, of all tenants: a number, no content."""
+    count: int = await connection.fetchval("select count(*) from infold.pgqueuer")
+    return count
+
+
+async def load_turn(connection: asyncpg.Connection, tenant: bytes, node: bytes) -> dict[str, object]:
+    """A turn with all its attempts, each with the plan behind it, and the messages that were asked.
+
+    Raises:
+        NotFound: this tenant has no such turn.
+    """
+    row = await connection.fetchrow(
+        "select node, session, model, status, created_at, updated_at from infold.turns where tenant = $1 and node = $2",
+        tenant, node,
+    )  # fmt: skip
+    if row is None:
+        raise NotFound(f"there is no turn {text_id(node)!r}")
+    attempts = await connection.fetch(
+        "select id, status, answers, record, created_at, updated_at from infold.attempts"
+        " where tenant = $1 and node = $2 order by created_at, id",
+        tenant, node,
+    )  # fmt: skip
+    line = await connection.fetch(
+        "with recursive line as ("
+        " select node, parent, role, raw, tokens, depth from infold.nodes where tenant = $1 and node = $2"
+        " union all select n.node, n.parent, n.role, n.raw, n.tokens, n.depth from infold.nodes n"
+        " join line on n.tenant = $1 and n.node = line.parent)"
+        " select node, role, raw, tokens from line order by depth",
+        tenant, node,
+    )  # fmt: skip
+    return {
+        "id": text_id(node),
+        "session": row["session"],
+        "model": row["model"],
+        "status": row["status"],
+        "created_at": row["created_at"].isoformat(),
+        "asked": [
+            {"id": text_id(m["node"]), "role": m["role"], "tokens": m["tokens"], **spoken(m["raw"])} for m in line
+        ],
+        "attempts": [told_attempt(attempt) for attempt in attempts],
+    }
+
+
+def told_attempt(row: asyncpg.Record) -> dict[str, object]:
+    return {
+        "id": str(row["id"]),
+        "status": row["status"],
+        "answers": [text_id(node) for node in row["answers"]],
+        "created_at": row["created_at"].isoformat(),
+        **orjson.loads(row["record"]),
+    }
+
+
+def spoken(raw: bytes) -> Mapping[str, object]:
+    """A stored message for JSON: its own fields where it is JSON, else its bytes."""
+    try:
+        return {"message": msgspec.Raw(raw)} if msgspec.json.decode(raw, type=dict[str, msgspec.Raw]) else {}
+    except (msgspec.DecodeError, RecursionError):
+        return {"bytes": raw.hex()}
+
+
+async def export_lines(connection: asyncpg.Connection, tenant: bytes) -> AsyncIterator[bytes]:
+    """Messages, turns, then what was derived: each a JSON object with its kind."""
+    for lines in (messages, turns, folds):
+        async for line in lines(connection, tenant):
+            yield line
+
+
+async def messages(connection: asyncpg.Connection, tenant: bytes) -> AsyncIterator[bytes]:
+    query = "select node, parent, session, role, raw, created_at from infold.nodes where tenant = $1 order by created_at, depth"
+    async for row in connection.cursor(query, tenant, prefetch=PREFETCH):
+        known = {
+            "kind": "message",
+            "id": text_id(row["node"]),
+            "parent": text_id(row["parent"]) if row["parent"] else None,
+            "session": row["session"],
+            "role": row["role"],
+            "time": row["created_at"].isoformat(),
+        }
+        yield with_fields(known, row["raw"])
+
+
+def with_fields(known: Mapping[str, object], raw: bytes) -> bytes:
+    """Our fields, then the message's own in the bytes they came in: NUL and lone surrogates stay as written."""
+    try:
+        own = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, RecursionError):
+        return orjson.dumps({**known, "content": raw.decode("utf-8", "replace"), "bytes": raw.hex()})
+    fields = {name: msgspec.Raw(orjson.dumps(value)) for name, value in known.items()}
+    return msgspec.json.encode({**own, **fields, "content": own.get("content", msgspec.Raw(b"null"))})
+
+
+async def turns(connection: asyncpg.Connection, tenant: bytes) -> AsyncIterator[bytes]:
+    query = (
+        "select t.node, t.session, t.model, t.status, t.created_at,"
+        " (select count(*) from infold.attempts a where a.tenant = t.tenant and a.node = t.node) as attempts"
+        " from infold.turns t where t.tenant = $1 order by t.created_at"
+    )
+    async for row in connection.cursor(query, tenant, prefetch=PREFETCH):
+        yield orjson.dumps({
+            "kind": "turn",
+            "id": text_id(row["node"]),
+            "session": row["session"],
+            "model": row["model"],
+            "status": row["status"],
+            "attempts": row["attempts"],
+            "time": row["created_at"].isoformat(),
+        })  # fmt: skip
+
+
+async def folds(connection: asyncpg.Connection, tenant: bytes) -> AsyncIterator[bytes]:
+    """Digests with their hint ids, and re-injected blocks."""
+    query = "select node, kind, data, created_at from infold.folds where tenant = $1 order by created_at"
+    async for row in connection.cursor(query, tenant, prefetch=PREFETCH):
+        told = msgspec.to_builtins(decode_fold(row["kind"], row["data"]), builtin_types=(bytes,))
+        kind = "summary" if row["kind"] == "frozen" else "block"
+        yield orjson.dumps(
+            {"kind": kind, "node": text_id(row["node"]), "time": row["created_at"].isoformat(), **readable(told)}
+        )
+
+
+def readable(value: object) -> dict[str, object]:
+    """Bytes of messages of ours as text."""
+
+    def walk(item: object) -> object:
+        match item:
+            case bytes():
+                return item.decode("utf-8", "replace")
+            case Mapping():
+                return {key: walk(inner) for key, inner in item.items()}
+            case list() | tuple():
+                return [walk(inner) for inner in item]
+            case _:
+                return item
+
+    found = walk(value)
+    assert isinstance(found, dict)
+    return found

@@ -1,0 +1,117 @@
+"""The way to PostgreSQL: one pool, a bound on every wait, and a gate that shuts while the database is away."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import asyncpg
+import structlog
+from pgvector.asyncpg import register_vector
+
+from memory.errors import StoreError, StoreUnavailable
+
+log = structlog.get_logger()
+
+WAIT_SECONDS = 0.25  # a request waits no longer than this for the database
+PROBE_SECONDS = 0.5  # how often the gate tries again
+
+AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # what 0.32 raises when the server dies in the middle of a query
+    asyncpg.OperatorInterventionError,  # shutdowns
+    asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
+    asyncpg.ReadOnlySQLTransactionError,
+)
+
+
+class Pool:
+    """Connections that run as `infold_app`. While the gate is shut every call fails at once instead of waiting."""
+
+    def __init__(self, dsn: str, size: int = 8) -> None:
+        self._dsn = dsn
+        self._size = size
+        self._pool: asyncpg.Pool | None = None
+        self._probe: asyncio.Task[None] | None = None
+        self._on_change: Callable[[bool], None] = lambda available: None
+
+    @property
+    def available(self) -> bool:
+        return self._pool is not None and self._probe is None
+
+    def on_change(self, call: Callable[[bool], None]) -> None:
+        """Call with True when the database has come back, with False when it has gone."""
+        self._on_change = call
+
+    async def open(self) -> None:
+        """Connect once; raises StoreUnavailable."""
+        try:
+            self._pool = await asyncpg.create_pool(
+                self._dsn,
+                min_size=1,
+                max_size=self._size,
+                server_settings={"role": "infold_app", "application_name": "infold", "jit": "off"},
+                init=register_vector,
+                reset=keep,
+                timeout=5,
+            )
+        except AWAY as error:
+            raise StoreUnavailable(str(error)) from error
+
+    async def close(self) -> None:
+        if self._probe:
+            self._probe.cancel()
+        if self._pool:
+            self._pool.terminate()
+
+    @asynccontextmanager
+    async def connection(self, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[asyncpg.Connection]:
+        """A connection for some queries, all of them within `wait_seconds`.
+
+        The timeout stands outside because asyncpg's own also waits for its cancel to be answered.
+        """
+        if self._pool is None or self._probe is not None:
+            raise StoreUnavailable
+        try:
+            async with asyncio.timeout(wait_seconds), self._pool.acquire() as connection:
+                yield connection
+        except AWAY as error:
+            self._shut(error)
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+        except asyncpg.PostgresError as error:
+            raise StoreError(f"{type(error).__name__}: {error}") from error
+
+    @asynccontextmanager
+    async def tenant(self, tenant: bytes, wait_seconds: float = 30) -> AsyncIterator[asyncpg.Connection]:
+        """A transaction in which row-level security shows one tenant's rows."""
+        async with self.connection(wait_seconds) as connection, connection.transaction():
+            await connection.execute("select set_config('infold.tenant', $1, true)", tenant.hex())
+            yield connection
+
+    def _shut(self, error: BaseException) -> None:
+        if self._probe is None:
+            log.warning("database away", reason=f"{type(error).__name__}: {error}")
+            self._on_change(False)
+            self._probe = asyncio.create_task(self._knock())
+
+    async def _knock(self) -> None:
+        while not await self._answers():
+            await asyncio.sleep(PROBE_SECONDS)
+        self._probe = None
+        log.info("database back")
+        self._on_change(True)
+
+    async def _answers(self) -> bool:
+        assert self._pool is not None
+        try:
+            async with asyncio.timeout(2), self._pool.acquire() as connection:
+                await connection.fetchval("select 1")
+        except AWAY:
+            return False
+        return True
+
+
+async def keep(connection: asyncpg.Connection) -> None:
+    """Instead of asyncpg's RESET ALL, a round trip: every setting of ours ends with its transaction."""

@@ -1,0 +1,154 @@
+"""Lines, turns and what was frozen for them: the writes and reads of a request."""
+
+import secrets
+import time
+from collections.abc import Sequence
+from uuid import UUID
+
+import asyncpg
+import msgspec
+
+from memory.types import Block, Frozen
+
+BATCH_BYTES = 256 * 1024
+
+
+class NodeRow(msgspec.Struct, frozen=True, array_like=True):
+    """A message of a line, as it is stored."""
+
+    node: bytes
+    parent: bytes | None
+    depth: int
+    sent: bool  # by the client; False: answered by the provider
+    role: str
+    digest: bytes
+    raw: bytes
+    tokens: int
+
+
+class FoldRow(msgspec.Struct, frozen=True, array_like=True):
+    node: bytes
+    kind: str  # "frozen", "block"
+    depth: int
+    data: bytes
+
+
+class TurnRecord(msgspec.Struct, frozen=True, array_like=True):
+    """All of a turn that is written in one round trip, to the database or to the spool."""
+
+    tenant: bytes
+    session: str  # should the line be new
+    nodes: tuple[NodeRow, ...]
+    turn: bytes
+    attempt: bytes  # 16 bytes of a UUID
+    status: str  # "open", "answered", "partial", "failed"
+    model: str
+    answers: tuple[bytes, ...]
+    record: bytes
+    folds: tuple[FoldRow, ...] = ()
+    jobs: tuple[str, ...] = ()
+    label: str | None = None
+
+
+class LineState(msgspec.Struct, frozen=True):
+    """What the database knows of a line."""
+
+    known: int = 0  # how many of its messages are stored
+    session: str | None = None
+    age_seconds: float | None = None  # since its newest known message came; None: unknown line
+    frozen: Frozen | None = None
+    blocks: tuple[Block, ...] = ()
+
+
+def pack(value: Frozen | Block | TurnRecord) -> bytes:
+    return msgspec.msgpack.encode(value)
+
+
+def unpack_turn(data: bytes) -> TurnRecord:
+    return msgspec.msgpack.decode(data, type=TurnRecord)
+
+
+def decode_fold(kind: str, data: bytes) -> Frozen | Block:
+    if kind == "frozen":
+        return msgspec.msgpack.decode(data, type=Frozen)
+    return msgspec.msgpack.decode(data, type=Block)
+
+
+async def find_line(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[bytes]) -> LineState:
+    rows = await connection.fetch("select kind, depth, data, session, age from infold.find_line($1, $2)", tenant, nodes)
+    known = next((row for row in rows if row["kind"] == "known"), None)
+    frozen = next((row["data"] for row in rows if row["kind"] == "frozen"), None)
+    return LineState(
+        known=known["depth"] + 1 if known else 0,
+        session=known["session"] if known else None,
+        age_seconds=known["age"] if known else None,
+        frozen=msgspec.msgpack.decode(frozen, type=Frozen) if frozen else None,
+        blocks=tuple(msgspec.msgpack.decode(row["data"], type=Block) for row in rows if row["kind"] == "block"),
+    )
+
+
+async def save_nodes(
+    connection: asyncpg.Connection, tenant: bytes, label: str | None, rows: Sequence[NodeRow], session: str
+) -> str:
+    """Store messages of a line; gives the session they belong to."""
+    found: str = await connection.fetchval(
+        "select infold.save_nodes($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+        tenant, storable(label), *node_columns(rows), session,
+    )  # fmt: skip
+    return found
+
+
+async def record_turn(connection: asyncpg.Connection, turn: TurnRecord, relaxed: bool = False) -> str:
+    """Write a turn; again with the same ids it changes nothing. Gives its session.
+
+    Args:
+        relaxed: commit without waiting for the disk; right for the opening, which the end's commit flushes.
+    """
+    session: str = await connection.fetchval(
+        "select infold.record_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,"
+        " $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)",
+        turn.tenant, storable(turn.label), *node_columns(turn.nodes), turn.session,
+        turn.turn, UUID(bytes=turn.attempt), turn.status, storable(turn.model), turn.answers, turn.record,
+        [f.node for f in turn.folds], [f.kind for f in turn.folds], [f.depth for f in turn.folds],
+        [f.data for f in turn.folds], turn.jobs, relaxed,
+    )  # fmt: skip
+    return session
+
+
+def node_columns(rows: Sequence[NodeRow]) -> tuple[list[object], ...]:
+    return (
+        [row.node for row in rows],
+        [row.parent for row in rows],
+        [row.depth for row in rows],
+        [row.sent for row in rows],
+        [storable(row.role) for row in rows],
+        [row.digest for row in rows],
+        [row.raw for row in rows],
+        [row.tokens for row in rows],
+    )
+
+
+def storable(text: str | None) -> str | None:
+    """PostgreSQL's text takes neither NUL nor lone surrogates; what is exact lies in `raw`."""
+    return None if text is None else text.replace("\0", "\ufffd").encode("utf-8", "replace").decode()
+
+
+def batches(rows: Sequence[NodeRow], size: int = BATCH_BYTES) -> list[Sequence[NodeRow]]:
+    """Cut rows into batches of at most `size` bytes; a larger row is a batch of its own."""
+    out: list[Sequence[NodeRow]] = []
+    begin, gathered = 0, 0
+    for n, row in enumerate(rows):
+        if n > begin and gathered + len(row.raw) > size:
+            out.append(rows[begin:n])
+            begin, gathered = n, 0
+        gathered += len(row.raw)
+    return [*out, rows[begin:]] if rows else []
+
+
+def attempt_id() -> bytes:
+    """A UUID version 7: sorts by time. Source: RFC 9562, section 5.7."""
+    stamp = int(time.time() * 1000).to_bytes(6, "big")
+    noise = bytearray(secrets.token_bytes(10))
+    noise[0] = 0x70 | noise[0] & 0x0F
+    noise[2] = 0x80 | noise[2] & 0x3F
+    return stamp + bytes(noise)

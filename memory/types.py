@@ -1,0 +1,155 @@
+"""The nouns of context management: budgets, forms, plans, prices, turns."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Form(StrEnum):
+    FULL = "full"  # the words as the client sent them
+    SUMMARY = "summary"  # shorter, in place or as part of a digest
+    HINT = "hint"  # one line with an id
+
+
+class Mode(StrEnum):
+    WIRE = "wire"  # the client's own bytes went upstream
+    FOLDED = "folded"  # old content was replaced by digests and hints
+    DEGRADED = "degraded"  # memory could not help; see the log
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """What we know of a model. `window` None: unknown, so a wire until it is learned."""
+
+    name: str
+    window: int | None
+    max_output_tokens: int | None = None
+    separate_output: bool = False  # output has a limit of its own beside the window
+    encoding: str = "cl100k_base"
+    prices: "Prices | None" = None  # None: unknown
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """US dollars a token; relative to each other where the real ones are unknown."""
+
+    input: float
+    cached: float  # input read from the provider's cache
+    write: float  # input written to the cache; most providers: the same as input
+    output: float
+    cache_seconds: float = 300.0  # how long a cached prefix lives unused
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Tokens. See section "Budget" in docs/context.md for the formulas."""
+
+    window: int
+    reserve: int  # kept for the answer
+    limit: int  # what a prompt may have
+    trigger: int  # where a rollover becomes due
+    target: int  # what the frozen part may have after a rollover
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A unit that shrinks together: one message, or a call with its results. Messages [start, stop) of a line."""
+
+    start: int
+    stop: int
+    kind: str  # "user", "assistant", "exchange"
+    tokens: int  # in full
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Neighbouring messages that left the prompt together. Its id stands in a hint line."""
+
+    id: str  # 8 base32 characters
+    start: int
+    stop: int
+    tokens: int  # of the originals
+    title: str
+    text: str = ""  # the digest; "": only the hint line is left
+    members: "tuple[Stretch, ...]" = ()  # what an old, merged line opens
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A piece of a frozen prompt: the client's own messages [start, stop), or `raw` in their place."""
+
+    start: int
+    stop: int
+    tokens: int
+    raw: bytes | None = None  # a message of ours (a digest), or a client's message with shorter content
+    form: Form = Form.FULL
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """The result of a rollover: how the first `covers` messages of a line are forwarded from now on."""
+
+    covers: int
+    parts: tuple[Part, ...]  # in the order of the prompt
+    stretches: tuple[Stretch, ...]  # what the digest tells of, oldest first
+    tokens: int  # of all parts; without system messages, tools and blocks
+    asked: int  # how many messages the request had that made it
+    rollovers: int = 1  # how many there have been on this line
+
+    def __repr__(self) -> str:
+        return f"<Frozen {self.covers} messages in {self.tokens:,} tokens, {len(self.stretches)} stretches>"
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """An earlier message inside a re-injected block."""
+
+    position: int
+    tokens: int
+    score: float
+    why: str  # "named", "relevant"
+    start: int = 0  # characters of its text, where only a part comes back
+    stop: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Earlier messages, quoted directly before the user message at `position`; empty when nothing was relevant.
+
+    On a rollover it may fill the room up to the limit (`filled`); the next call gets `kept`, and so do all that follow.
+    """
+
+    position: int  # of the newest user message it was made for
+    asked: int  # how many messages the request had for which it was made: only there `filled` goes out
+    kept: bytes  # a message; b"" for none
+    kept_tokens: int
+    filled: bytes = b""  # b"": the same as `kept`
+    filled_tokens: int = 0
+    quotes: tuple[Quote, ...] = ()
+
+    def raw(self, messages: int) -> bytes:
+        return self.filled if self.filled and messages == self.asked else self.kept
+
+    def tokens(self, messages: int) -> int:
+        return self.filled_tokens if self.filled and messages == self.asked else self.kept_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Messages [start, stop) of a line in a form, and why: what `GET /memory-manager/turns/{id}` tells."""
+
+    start: int
+    stop: int
+    form: Form
+    tokens: int
+    why: str
+    hint: str | None = None  # the id that brings it back
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the provider says it counted."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0

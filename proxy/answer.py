@@ -1,0 +1,90 @@
+"""An upstream's answer on its way to the client: what is passed on at once, what waits until the turn is safe.
+
+A turn is acknowledged with its terminal bytes: `data: [DONE]` of a stream, else the end of the body. Those bytes are
+held back; everything before them goes out as it comes.
+"""
+
+from dataclasses import dataclass
+
+from memory.messages import Message
+from memory.types import Usage
+from proxy.exchange import Headers
+from proxy.upstream import Reply
+from proxy.wire import openai, sse
+from proxy.wire.encoding import Decoder, decoded
+
+PLAIN_BYTES = 16 * 1024 * 1024  # of a plain answer are kept for the record
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What an answer said."""
+
+    messages: tuple[Message, ...] = ()
+    usage: Usage | None = None
+    error: str | None = None
+    finish_reasons: tuple[str | None, ...] = ()
+
+
+class StreamAnswer:
+    """Server-sent events: held back from the line `data: [DONE]` on."""
+
+    def __init__(self, encoding: str | None) -> None:
+        self._decoder = Decoder(encoding)
+        self._is_encoded = encoding not in (None, "", "identity")
+        self._events = sse.Accumulator()
+        self.held = b""
+        self.is_terminal = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The part of a chunk that may go out now; sets `is_terminal` when the terminal line has begun."""
+        if self.is_terminal:
+            return chunk
+        index = self._events.feed(self._decoder.feed(chunk))
+        if index is None:
+            return chunk
+        self.is_terminal = True
+        index = 0 if self._is_encoded else index  # an encoded chunk cannot be cut where its text could
+        self.held = chunk[index:]
+        return chunk[:index]
+
+    def heard(self) -> Heard:
+        answer = self._events.finish()
+        return Heard(answer.messages, answer.usage, answer.error, answer.finish_reasons)
+
+
+class PlainAnswer:
+    """Any other body: its last byte is held back."""
+
+    def __init__(self, encoding: str | None) -> None:
+        self._encoding = encoding
+        self._parts: list[bytes] = []
+        self._bytes = 0
+        self.held = b""
+        self.is_terminal = False  # shows only when the body ends
+
+    def feed(self, chunk: bytes) -> bytes:
+        if self._bytes <= PLAIN_BYTES:
+            self._parts.append(chunk)
+            self._bytes += len(chunk)
+        ready, self.held = self.held + chunk[:-1], chunk[-1:]
+        return ready
+
+    def heard(self) -> Heard:
+        body = decoded(b"".join(self._parts), self._encoding) if self._bytes <= PLAIN_BYTES else None
+        if body is None:
+            return Heard()
+        return Heard(openai.answer_messages(body), openai.usage_in(body))
+
+
+Answer = StreamAnswer | PlainAnswer
+
+
+def answer_for(reply: Reply) -> Answer:
+    encoding = header(reply.headers, b"content-encoding")
+    is_stream = (header(reply.headers, b"content-type") or "").startswith("text/event-stream")
+    return StreamAnswer(encoding) if is_stream else PlainAnswer(encoding)
+
+
+def header(headers: Headers, name: bytes) -> str | None:
+    return next((value.decode("latin-1").strip() for key, value in headers if key.lower() == name), None)

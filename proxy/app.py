@@ -1,0 +1,150 @@
+"""The composition root: reads the settings, wires the parts, serves ASGI.
+
+`infold serve` starts this in its web workers; `uvicorn proxy.app:app` works, too.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import httpx
+import structlog
+from starlette.applications import Starlette
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from memory.embed import Embedder, embedder
+from memory.errors import StoreError
+from memory.manager import MemoryManager
+from memory.models import ModelTable
+from memory.recorder import Recorder
+from memory.spool import Spool
+from memory.store.migrate import migrate
+from memory.store.pool import AWAY, Pool
+from memory.store.secrets import load_pepper
+from memory.tokens import Counter
+from proxy import logs, manage
+from proxy.chat import Parts, chat_completions
+from proxy.config import Config, load
+from proxy.exchange import Exchange
+from proxy.household import database, job_worker
+from proxy.metrics import Metrics
+from proxy.relay import relay
+from proxy.upstream import Upstream
+from proxy.windows import Windows
+from proxy.wire.openai import Parser
+
+log = structlog.get_logger()
+
+OURS = ("/memory-manager/", "/healthz", "/readyz", "/metrics")
+RETRY_SECONDS = 1.0
+FIRST_CONNECTION_SECONDS = 5.0  # a start waits so long for the database, then serves without it
+QUERY_EMBEDDING_SECONDS = 0.25
+
+
+def admin() -> list[Route]:
+    """Our own pages, beside the data plane."""
+    return [
+        Route("/healthz", manage.alive),
+        Route("/readyz", manage.ready),
+        Route("/metrics", manage.metrics),
+        Route("/memory-manager/turns/{turn}", manage.turn),
+        Route("/memory-manager/export", manage.export),
+        Route("/", manage.welcome),
+    ]
+
+
+class App:
+    """The ASGI application: the data plane as plain callables, all else as Starlette routes beside it."""
+
+    def __init__(self, config: Config | None = None) -> None:
+        self._config = config
+        self._parts: Parts | None = None
+        self._admin: ASGIApp = Starlette(routes=admin(), lifespan=self._lifespan)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope.get("path", "")
+        if scope["type"] != "http" or path == "/" or path.startswith(OURS):
+            return await self._admin(scope, receive, send)
+        assert self._parts is not None
+        exchange = Exchange(scope, receive, send)
+        if path.endswith("/chat/completions"):
+            return await chat_completions(self._parts, exchange)
+        await relay(self._parts.upstream, exchange)
+
+    @asynccontextmanager
+    async def _lifespan(self, admin: Starlette) -> AsyncIterator[None]:
+        config = self._config or load()
+        logs.configure(config.log_level)
+        async with AsyncExitStack() as stack:
+            dsn = await stack.enter_async_context(database(config))
+            config = await stack.enter_async_context(job_worker(config, dsn))
+            self._parts = await build(config, dsn, stack)
+            admin.state.parts = self._parts
+            yield
+            if self._parts.background:
+                await asyncio.wait(set(self._parts.background), timeout=10)
+
+
+async def build(config: Config, dsn: str, stack: AsyncExitStack) -> Parts:
+    """Wire the parts; what must end is pushed on the stack."""
+    metrics = Metrics()
+    pool = Pool(dsn)
+    stack.push_async_callback(pool.close)
+    spool = Spool(config.data_dir / "spool" / "turns")
+    stack.callback(spool.close)
+    recorder = Recorder(pool, spool)
+    models = ModelTable(config.overrides)
+    upstream = Upstream(config.upstream, silence_timeout_seconds=config.silence_timeout_seconds)
+    stack.push_async_callback(upstream.close)
+    client = await stack.enter_async_context(httpx.AsyncClient())
+    embedding = embedder_for(config)
+    memory = MemoryManager(config.settings, pool, recorder, models, Counter(), embedding)
+    parts = Parts(config, memory, upstream, Windows(models, upstream, client), metrics, Parser(), pool, recorder)
+    keeping = asyncio.create_task(keep_database(parts, dsn))
+    stack.callback(keeping.cancel)
+    await asyncio.wait([keeping], timeout=FIRST_CONNECTION_SECONDS)
+    return parts
+
+
+def embedder_for(config: Config) -> Embedder | None:
+    """How this process embeds a question: by the job worker's socket or a server; never in the process itself."""
+    if config.embedder == "builtin" and config.embed_socket is None:
+        return None
+    socket_path = str(config.embed_socket) if config.embed_socket else None
+    return embedder(config.embedder, socket_path=socket_path, timeout_seconds=QUERY_EMBEDDING_SECONDS)
+
+
+async def keep_database(parts: Parts, dsn: str) -> None:
+    """Reach the database, bring its schema up, read the pepper; until then requests are a wire.
+
+    Afterwards the pool's own gate watches; when the database comes back, the spool is replayed.
+    """
+    told = False
+    while True:
+        try:
+            await migrate(dsn)
+            await parts.pool.open()
+            async with parts.pool.connection(5) as connection:
+                parts.pepper = await load_pepper(connection)
+            break
+        except (StoreError, *AWAY) as error:
+            if not told:
+                log.warning("database away", reason=f"{type(error).__name__}: {error}")
+            told = True
+            await asyncio.sleep(RETRY_SECONDS)
+    log.info("database ready")
+    given = parts.config.pepper
+    parts.pepper = given.get_secret_value().encode() if given else parts.pepper
+    parts.metrics.database.set(1)
+    parts.pool.on_change(lambda available: database_changed(parts, available))
+    await parts.recorder.drain()
+
+
+def database_changed(parts: Parts, available: bool) -> None:
+    parts.metrics.database.set(int(available))
+    if available:
+        parts.later(parts.recorder.drain())
+
+
+app = App()

@@ -1,0 +1,308 @@
+"""POST /v1/chat/completions: the whole way of a managed request, in order."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Coroutine
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import structlog
+
+from memory.manager import Caller, MemoryManager, Prepared
+from memory.messages import ChatRequest
+from memory.models import Overflow, overflow_in_error
+from memory.recorder import Ended, Recorder
+from memory.store.pool import Pool
+from proxy.answer import Heard, answer_for, header
+from proxy.config import Config
+from proxy.errors import ClientGone, ProxyError, UpstreamCut
+from proxy.exchange import Exchange, Headers, while_client_stays
+from proxy.metrics import Metrics
+from proxy.relay import relay
+from proxy.tenants import session_label, tenant_of
+from proxy.upstream import Reply, Upstream
+from proxy.windows import Windows
+from proxy.wire import openai
+from proxy.wire.encoding import decoded
+
+log = structlog.get_logger()
+
+ERROR_BYTES = 64 * 1024  # of a refusal are read to see whether the prompt was too long
+
+
+@dataclass(slots=True)
+class Parts:
+    """What `app.py` wired together."""
+
+    config: Config
+    memory: MemoryManager
+    upstream: Upstream
+    windows: Windows
+    metrics: Metrics
+    parser: openai.Parser
+    pool: Pool
+    recorder: Recorder
+    pepper: bytes | None = None  # None: the database has not been reached yet
+    background: set[asyncio.Task[Any]] = field(default_factory=set)
+
+    def later(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        """Run something beside the request; the end of the program waits for it."""
+        task = asyncio.create_task(work)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+        return task
+
+
+async def chat_completions(parts: Parts, exchange: Exchange) -> None:
+    """One request: read, prepare, forward, relay, record. Errors of ours before the first byte are answered."""
+    try:
+        exchange.check()
+        body = await exchange.body(parts.config.max_body_mib * 1024 * 1024)
+        if exchange.method != "POST" or exchange.header(b"x-infold-memory") == b"off":
+            return await relay(parts.upstream, exchange, body)
+        await while_client_stays(exchange, converse(parts, exchange, body))
+    except ClientGone:
+        log.info("client left")
+    except UpstreamCut as error:
+        log.warning("upstream cut the answer", reason=str(error))
+    except ProxyError as error:
+        log.warning("refused", reason=str(error))
+        await exchange.refuse(error)
+
+
+async def converse(parts: Parts, exchange: Exchange, body: bytes) -> None:
+    """The way of a request that memory may look at."""
+    started = time.perf_counter()
+    asked = understood(parts, exchange, body)
+    caller = caller_of(parts, exchange)
+    if caller is None:
+        return await relay(parts.upstream, exchange, without_memory(parts, asked, body))
+    if asked is not None and parts.windows.wants(asked.model):
+        parts.later(parts.windows.ask(exchange.headers))
+    prepared = await prepare_or_pass(parts, caller, asked, body)
+    parts.metrics.prepare.observe(time.perf_counter() - started)
+    if prepared is None:
+        return await relay(parts.upstream, exchange, body, [(b"x-infold-mode", b"degraded")])
+    await Conversation(parts, exchange, body, started).run(prepared)
+
+
+# Who asks, and what.
+
+
+def understood(parts: Parts, exchange: Exchange, body: bytes) -> ChatRequest | None:
+    """The request as we understand it; None for an odd body, which is forwarded and recorded as it came."""
+    encoding = exchange.header(b"content-encoding")
+    text = decoded(body, encoding.decode("latin-1") if encoding else None, parts.config.max_body_mib * 1024 * 1024)
+    return parts.parser.parse(text) if text is not None else None
+
+
+def caller_of(parts: Parts, exchange: Exchange) -> Caller | None:
+    """Whose memory this is; None where that is not certain."""
+    if parts.pepper is None:
+        return None
+    tenant = tenant_of(exchange.headers, parts.pepper, parts.config.is_loopback)
+    if tenant is None:
+        return None
+    given = exchange.header(b"x-session-id")
+    label = session_label(given)
+    if given is not None and label is None:
+        parts.metrics.ignored_sessions.inc()
+    return Caller(tenant, label, parts.upstream.base_url)
+
+
+def without_memory(parts: Parts, asked: ChatRequest | None, body: bytes) -> bytes:
+    """What goes upstream for nobody: the client's bytes if they fit, else as much of their end as does."""
+    return parts.memory.squeeze(asked, openai, parts.upstream.base_url) if asked is not None else body
+
+
+async def prepare_or_pass(parts: Parts, caller: Caller, asked: ChatRequest | None, body: bytes) -> Prepared | None:
+    """Plan the context; None when memory failed: then the client's own bytes go upstream, unrecorded."""
+    try:
+        if asked is None:
+            return parts.memory.odd(caller, body)
+        return await parts.memory.prepare(caller, asked, openai)
+    except Exception as error:  # the one broad except in the house: we fail open, here only
+        parts.metrics.passed_through.labels(type(error).__name__).inc()
+        log.exception("forwarding without memory")
+        return None
+
+
+class Conversation:
+    """One managed request's talk with the upstream. Holds what its steps share; used once."""
+
+    def __init__(self, parts: Parts, exchange: Exchange, body: bytes, started: float) -> None:
+        self._parts = parts
+        self._exchange = exchange
+        self._body = body
+        self._started = started
+        self._first_byte: float | None = None
+
+    async def run(self, prepared: Prepared, may_retry: bool = True) -> None:
+        """Forward, relay, record. A prompt that the provider finds too long is sent once more, compacted."""
+        opening = self._parts.later(self._parts.memory.open(prepared))
+        headers = self._headers(prepared)
+        method, path, query = self._exchange.method, self._exchange.path, self._exchange.query
+        body = self._body if prepared.is_untouched else prepared.body
+        try:
+            async with self._parts.upstream.send(method, path, query, headers, body) as reply:
+                shorter = await self._shorter(prepared, reply) if may_retry and reply.status >= 400 else None
+                if not isinstance(shorter, Prepared):
+                    return await self._relay(prepared, opening, reply, refusal=shorter)
+        except ProxyError as error:
+            if self._first_byte is None and not isinstance(error, ClientGone):
+                await self._record(prepared, opening, "failed", Heard(error=str(error)), None)
+            raise
+        await self._record(prepared, opening, "failed", Heard(error="context_length_exceeded"), 400)
+        await self.run(shorter, may_retry=False)
+
+    def _headers(self, prepared: Prepared) -> Headers:
+        """The client's; without its content encoding where the body is ours. A local client may borrow our key."""
+        headers = self._exchange.headers
+        if not prepared.is_untouched:
+            headers = [pair for pair in headers if pair[0] != b"content-encoding"]
+        key = self._parts.config.openai_api_key
+        if key is not None and self._parts.config.is_loopback and self._exchange.header(b"authorization") is None:
+            headers = [*headers, (b"authorization", b"Bearer " + key.get_secret_value().encode())]
+        return headers
+
+    async def _shorter(self, prepared: Prepared, reply: Reply) -> "Prepared | bytes | None":
+        """For a refusal: the request once more and shorter, if it was too long; else the refusal's body, read."""
+        refusal = await read_some(reply)
+        if refusal is None:
+            return None
+        text = decoded(refusal, header(reply.headers, b"content-encoding"))
+        overflow = overflow_in_error(reply.status, text) if text is not None else None
+        if overflow is None:
+            return refusal
+        learn(self._parts, prepared, overflow)
+        again = await prepare_or_pass(self._parts, prepared.caller, prepared.asked, self._body)
+        fits = again is not None and not again.is_untouched and again.body != prepared.body
+        return again if fits and again is not None else refusal
+
+    async def _relay(
+        self, prepared: Prepared, opening: "asyncio.Task[bool]", reply: Reply, refusal: bytes | None
+    ) -> None:
+        """Pass bytes on as they come; the terminal ones wait until the turn is safe."""
+        exchange, answer, recorded = self._exchange, answer_for(reply), False
+        headers = [*reply.headers, *self._notes(prepared)]
+        self._first_byte = time.perf_counter()
+        try:
+            if has_no_body(exchange.method, reply):
+                recorded = True
+                await self._record(prepared, opening, status_of(reply), answer.heard(), reply.status)
+            await exchange.start(reply.status, headers)
+            async for chunk in chunks(reply, refusal):
+                if ready := answer.feed(chunk):
+                    await exchange.send(ready)
+                if answer.is_terminal and not recorded:
+                    recorded = True
+                    await self._record(prepared, opening, status_of(reply), answer.heard(), reply.status)
+                    await exchange.send(answer.held)
+            if not recorded:
+                recorded = True
+                await self._record(prepared, opening, status_of(reply), answer.heard(), reply.status)
+            await exchange.send(b"" if answer.is_terminal else answer.held, more=False)
+        except UpstreamCut:
+            recorded = True
+            await self._record(prepared, opening, "partial", answer.heard(), reply.status)
+            if answer.held:
+                await exchange.send(answer.held)
+            raise
+        finally:
+            if not recorded:  # the client left, and took this task with it
+                self._parts.later(self._record(prepared, opening, "partial", answer.heard(), reply.status))
+            self._report(prepared, reply)
+
+    def _notes(self, prepared: Prepared) -> Headers:
+        """Our own headers on the answer."""
+        notes = [
+            (b"x-infold-session", self._parts.memory.session(prepared).encode()),
+            (b"x-infold-turn", prepared.turn_id.encode()),
+            (b"x-infold-mode", prepared.mode.encode()),
+        ]
+        if prepared.asked_tokens is not None:
+            notes.append((b"x-infold-tokens", b"%d/%d" % (prepared.asked_tokens, prepared.forwarded_tokens or 0)))
+        if prepared.block_tokens:
+            notes.append((b"x-infold-block-tokens", b"%d" % prepared.block_tokens))
+        if prepared.saved_usd is not None:
+            notes.append((b"x-infold-saved-usd", b"%.6f" % prepared.saved_usd))
+        return notes
+
+    async def _record(
+        self, prepared: Prepared, opening: "asyncio.Task[bool]", status: str, heard: Heard, code: int | None
+    ) -> None:
+        """Make the turn safe. Runs to its end even when the client leaves meanwhile."""
+        now = time.perf_counter()
+        ended = Ended(
+            status=status,
+            answers=heard.messages,
+            record={
+                "status_code": code,
+                "error": heard.error,
+                "usage": asdict(heard.usage) if heard.usage else None,
+                "finish_reasons": heard.finish_reasons,
+                "seconds": round(now - self._started, 6),
+                "seconds_to_first_byte": round(self._first_byte - self._started, 6) if self._first_byte else None,
+            },
+        )
+        kept = await asyncio.shield(self._parts.later(self._parts.memory.record(prepared, opening, ended)))
+        self._parts.metrics.turns.labels(kept).inc()
+        self._parts.metrics.record.observe(time.perf_counter() - now)
+
+    def _report(self, prepared: Prepared, reply: Reply) -> None:
+        """The request's one line, and its counters."""
+        metrics = self._parts.metrics
+        metrics.requests.labels(prepared.mode, f"{reply.status // 100}xx").inc()
+        if prepared.asked_tokens is not None:
+            metrics.tokens.labels("asked").inc(prepared.asked_tokens)
+            metrics.tokens.labels("forwarded").inc(prepared.forwarded_tokens or 0)
+            metrics.block_tokens.inc(prepared.block_tokens)
+        if prepared.rolled:
+            metrics.rollovers.inc()
+        log.info(
+            "turn",
+            turn=prepared.turn_id,
+            model=prepared.asked.model,
+            mode=prepared.mode,
+            status=reply.status,
+            asked_tokens=prepared.asked_tokens,
+            forwarded_tokens=prepared.forwarded_tokens,
+            rollover=prepared.rolled,
+            reason=prepared.reason,
+            ms=round((time.perf_counter() - self._started) * 1000, 1),
+        )
+
+
+def status_of(reply: Reply) -> str:
+    return "answered" if reply.status < 400 else "failed"
+
+
+def has_no_body(method: str, reply: Reply) -> bool:
+    return method == "HEAD" or reply.status in (204, 304) or header(reply.headers, b"content-length") == "0"
+
+
+async def chunks(reply: Reply, read: bytes | None) -> AsyncIterator[bytes]:
+    """A reply's body, of which the beginning may have been read."""
+    if read:
+        yield read
+    async for chunk in reply.chunks():
+        yield chunk
+
+
+async def read_some(reply: Reply) -> bytes | None:
+    """A refusal's body, if it is small and says how long it is; else None, and nothing was read."""
+    length = header(reply.headers, b"content-length")
+    if length is None or not length.isdigit() or not 0 < int(length) <= ERROR_BYTES:
+        return None
+    return b"".join([chunk async for chunk in reply.chunks()])
+
+
+def learn(parts: Parts, prepared: Prepared, overflow: Overflow) -> None:
+    """Take the window from a refusal. Where the provider counts more than we do, the window counts for less."""
+    window = overflow.window or prepared.model.window
+    if window is None:
+        return
+    ours = prepared.forwarded_tokens
+    if overflow.counted and ours and overflow.counted > ours and overflow.window in (None, prepared.model.window):
+        window = int(window * ours / overflow.counted)
+    parts.memory.models.learn(prepared.asked.model, parts.upstream.base_url, window)

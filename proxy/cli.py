@@ -1,0 +1,106 @@
+"""The command `infold`: each command parses, calls one function, prints."""
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from memory.errors import LLMMemoryError
+from proxy.config import Config, ConfigError, load
+
+cli = typer.Typer(
+    name="infold",
+    help="An OpenAI-compatible proxy that keeps long conversations inside the model's window and loses nothing.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    cli()
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. [default: 8808]")] = None,
+    upstream: Annotated[
+        str | None, typer.Option(help="Provider's base URL. [default: https://api.openai.com/v1]")
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where database and spool lie.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings file. [default: ./proxy.yaml if it is there]")] = None,
+) -> None:
+    """Serve the proxy.
+
+    Example: infold serve --upstream https://api.openai.com/v1
+
+    Then point any OpenAI SDK at it: OpenAI(base_url="http://127.0.0.1:8808/v1").
+    Every option is also a setting in proxy.yaml and in the environment: INFOLD_PORT, INFOLD_UPSTREAM, ...
+    """
+    settings = read(config, host=host, port=port, upstream=upstream, data_dir=data_dir)
+    from proxy import logs
+    from proxy.household import Household
+
+    logs.configure(settings.log_level)
+    try:
+        Household(settings).run(lambda url: banner(settings, url))
+    except (LLMMemoryError, OSError) as error:
+        fail(str(error))
+
+
+def banner(config: Config, url: str) -> None:
+    database = "your PostgreSQL (DATABASE_URL)" if config.database_url else f"embedded PostgreSQL in {config.data_dir}"
+    typer.echo(
+        f"Infold listens on {url} and forwards to {config.upstream}\n"
+        f"Memory: {database}\n"
+        f'Use it: OpenAI(base_url="{url}/v1")   Stop it: Ctrl-C lets running streams finish'
+    )
+
+
+@cli.command(hidden=True)
+def web(fd: Annotated[int, typer.Option(help="An inherited listening socket.")]) -> None:
+    """One web worker; `infold serve` starts it."""
+    import uvicorn
+
+    config = load()
+    server = uvicorn.Config(
+        "proxy.app:app",
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        log_config=None,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(config.drain_seconds) or None,
+    )
+    uvicorn.Server(server).run(sockets=[socket.socket(fileno=fd)])
+
+
+@cli.command()
+def worker(config: Annotated[Path | None, typer.Option(help="Settings file.")] = None) -> None:
+    """Run background jobs alone: embeddings and tidying. `infold serve` starts one by itself."""
+    settings = read(config)
+    from proxy.jobs import run
+
+    asyncio.run(run(settings))
+
+
+def read(config: Path | None, **given: object) -> Config:
+    try:
+        return load(config, **given)
+    except ConfigError as error:
+        fail(str(error))
+
+
+def fail(message: str) -> NoReturn:
+    typer.secho(f"infold: {message}", err=True, fg=typer.colors.RED)
+    raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""proxy.yaml and the environment -> one frozen Config. The only reader of the environment.
+
+The environment wins over the file; secrets come from the environment alone. Every setting, its unit and a sentence
+stand in `proxy.yaml` at the top of the repository.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import platformdirs
+import yaml
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from memory.models import ModelOverride
+from memory.settings import Compression, Recall, Settings
+
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+OPENAI_URL = "https://api.openai.com/v1"
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; says which, and what it may be."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CompressionSection(Section):
+    target: Annotated[float, Field(ge=0.05, le=0.5)] = Compression().target
+    digest_share: Share = Compression().digest_share
+
+
+class RecallSection(Section):
+    max_share: Annotated[float, Field(ge=0, le=0.5)] = Recall().max_share
+    floor: Share = Recall().floor
+
+
+class ModelSection(Section):
+    context_window: Annotated[int, Field(gt=0)] | None = None
+    max_output_tokens: Annotated[int, Field(gt=0)] | None = None
+    separate_output: bool | None = None
+    encoding: str | None = None
+    input_usd_per_million: Annotated[float, Field(ge=0)] | None = None
+    cached_usd_per_million: Annotated[float, Field(ge=0)] | None = None
+    write_usd_per_million: Annotated[float, Field(ge=0)] | None = None
+    output_usd_per_million: Annotated[float, Field(ge=0)] | None = None
+    cache_seconds: Annotated[float, Field(gt=0)] | None = None
+
+
+class Config(BaseSettings):
+    """All settings, checked before anything starts."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="INFOLD_", env_nested_delimiter="__", extra="forbid", frozen=True, populate_by_name=True
+    )
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8808
+    upstream: str = OPENAI_URL
+    data_dir: Path = Path(platformdirs.user_data_dir("infold"))
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    max_body_mib: Annotated[int, Field(ge=1)] = 64
+    silence_timeout_seconds: Annotated[float, Field(ge=1)] = 900
+    drain_seconds: Annotated[float, Field(ge=0)] = 600
+    embedder: str = "builtin"
+    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
+    models: Mapping[str, ModelSection] = {}
+    compression: CompressionSection = CompressionSection()
+    recall: RecallSection = RecallSection()
+
+    embed_socket: Path | None = None  # set by the parent process for its children: where the job worker embeds
+    supervised: bool = False  # likewise: somebody else runs the database and the job worker
+
+    database_url: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("INFOLD_DATABASE_URL", "DATABASE_URL", "database_url")
+    )
+    openai_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("OPENAI_API_KEY", "openai_api_key"))
+    pepper: SecretStr | None = None
+
+    @field_validator("upstream")
+    @classmethod
+    def is_url(cls, value: str) -> str:
+        if not value.startswith(("http://", "https://")):
+            raise ValueError("must be a URL that begins with http:// or https://")
+        return value.rstrip("/")
+
+    @field_validator("data_dir")
+    @classmethod
+    def expanded(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The command line wins over the environment, and both over the file."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+    @property
+    def is_loopback(self) -> bool:
+        return self.host in LOOPBACK
+
+    @property
+    def settings(self) -> Settings:
+        return Settings(Compression(**self.compression.model_dump()), Recall(**self.recall.model_dump()))
+
+    @property
+    def overrides(self) -> dict[str, ModelOverride]:
+        return {name: ModelOverride(**section.model_dump()) for name, section in self.models.items()}
+
+
+def child_environment(config: Config, dsn: str | None, embed_socket: Path) -> dict[str, str]:
+    """The environment for a child process: ours, with all settings as they stand now."""
+    settings = config.model_dump(mode="json", exclude_none=True, exclude=set(SECRETS))
+    named = {
+        f"INFOLD_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in settings.items()
+    }
+    secrets = {"INFOLD_PEPPER": config.pepper, "OPENAI_API_KEY": config.openai_api_key}
+    shown = {name: secret.get_secret_value() for name, secret in secrets.items() if secret is not None}
+    url = dsn or (config.database_url.get_secret_value() if config.database_url else "")
+    return {
+        **os.environ,
+        **named,
+        **shown,
+        "INFOLD_DATABASE_URL": url,
+        "INFOLD_EMBED_SOCKET": str(embed_socket),
+        "INFOLD_SUPERVISED": "true",
+    }
+
+
+SECRETS = frozenset({"database_url", "openai_api_key", "pepper"})
+DEFAULT_FILE = Path("proxy.yaml")
+
+
+def load(path: Path | None = None, **given: Any) -> Config:
+    """Read the settings.
+
+    Args:
+        path: the YAML file; None: what INFOLD_CONFIG names, else `proxy.yaml` in the working directory if it is there.
+        given: settings of the command line; None is left out.
+
+    Raises:
+        ConfigError: a file that cannot be read, an unknown name (with the nearest known one), a wrong value.
+    """
+    file = path or (Path(named) if (named := os.environ.get("INFOLD_CONFIG")) else None)
+    if file is not None and not file.is_file():
+        raise ConfigError(f"there is no settings file {file}")
+    check_file(file or DEFAULT_FILE)
+
+    class FromFile(Config):
+        model_config = SettingsConfigDict(yaml_file=file or DEFAULT_FILE)
+
+    try:
+        return FromFile(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigError("\n".join(told(problem) for problem in error.errors())) from None
+
+
+def check_file(file: Path) -> None:
+    """Secrets belong into the environment, and a YAML file is a mapping."""
+    if not file.is_file():
+        return
+    try:
+        content = yaml.safe_load(file.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is no YAML: {error}") from None
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError(f"{file} must hold settings by name, such as `port: 8808`")
+    for name in SECRETS & set(content or {}):
+        raise ConfigError(f"{file} holds the secret `{name}`; set it in the environment instead")
+
+
+def told(problem: Mapping[str, Any]) -> str:
+    """A sentence about a wrong setting, with the nearest known name where the name is unknown."""
+    where = [str(part) for part in problem["loc"]]
+    name = ".".join(where)
+    if problem["type"] != "extra_forbidden":
+        return f"{name}: {problem['msg']}, got {problem['input']!r}"
+    near = difflib.get_close_matches(where[-1], known_names(where[:-1]), n=1, cutoff=0.4)
+    return f"unknown setting `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")
+
+
+def known_names(path: Sequence[str]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {"compression": CompressionSection, "recall": RecallSection}
+    if not path:
+        return list(Config.model_fields)
+    section = ModelSection if path[0] == "models" else sections.get(path[0])
+    return list(section.model_fields) if section else []

@@ -1,0 +1,229 @@
+"""The processes of `infold serve`: this parent, the embedded PostgreSQL, web workers and one job worker.
+
+The parent serves no request. It starts the others, starts again what dies, and stops them in order: web workers first,
+which let their streams finish, then the job worker, then the database.
+"""
+
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+
+from memory.errors import StoreError
+from memory.postgres import EmbeddedPostgres, attach, start
+from proxy.config import Config, child_environment
+
+log = structlog.get_logger()
+
+POLL_SECONDS = 0.1
+RESTART_SECONDS = 0.5  # between a death and the next start of the same child
+DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+@asynccontextmanager
+async def database(config: Config) -> AsyncIterator[str]:
+    """The DSN to use: the user's own server, one that another process runs on our data directory, or a new one."""
+    if config.database_url is not None:
+        yield config.database_url.get_secret_value()
+        return
+    found = attach(config.data_dir)
+    if found is not None:
+        yield found.dsn
+        return
+    server = start(config.data_dir)
+    try:
+        yield server.address.dsn
+    finally:
+        server.stop()
+
+
+@asynccontextmanager
+async def job_worker(config: Config, dsn: str) -> AsyncIterator[Config]:
+    """A job worker beside a web process that nobody supervises; gives the settings with the way to its embedder."""
+    if config.supervised:
+        yield config
+        return
+    with private_folder() as folder:
+        path = folder / "embed.sock"
+        worker = Child("worker", ["worker"], child_environment(config, dsn, path))
+        worker.start()
+        try:
+            yield config.model_copy(update={"embed_socket": path})
+        finally:
+            worker.stop(5)
+
+
+@dataclass(slots=True)
+class Child:
+    """A process of ours that is started again when it dies."""
+
+    name: str
+    arguments: Sequence[str]
+    environment: dict[str, str]
+    fds: Sequence[int] = ()
+    process: "subprocess.Popen[bytes] | None" = None
+    died: float = field(default=0.0)
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "proxy.cli", *self.arguments],
+            env=self.environment,
+            pass_fds=self.fds,
+            preexec_fn=dies_with_parent(),
+            start_new_session=True,  # a terminal's Ctrl-C is for the parent, which stops us in order
+        )
+
+    def revive(self) -> None:
+        """Start again after a death, not faster than RESTART_SECONDS."""
+        assert self.process is not None
+        if self.process.poll() is None:
+            return
+        if not self.died:
+            self.died = time.monotonic()
+            log.warning("child died", child=self.name, code=self.process.returncode)
+        if time.monotonic() - self.died >= RESTART_SECONDS:
+            self.died = 0.0
+            self.start()
+
+    def stop(self, wait_seconds: float) -> None:
+        if self.process is None or self.process.poll() is not None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(wait_seconds)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def dies_with_parent() -> Callable[[], None]:
+    prctl = ctypes.CDLL(None).prctl  # looked up before the fork
+
+    def bind() -> None:
+        prctl(DIES_WITH_PARENT, int(signal.SIGTERM), 0, 0, 0)
+
+    return bind
+
+
+class Household:
+    """The parent of `infold serve`."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._stopping = False
+        self._hurry = False
+
+    def run(self, ready: Callable[[str], None]) -> None:
+        """Start everything, watch over it, stop it on SIGINT or SIGTERM. A second signal cuts streams.
+
+        Raises:
+            StoreError: the embedded database did not start, or somebody else holds the data directory.
+            OSError: the port is taken.
+        """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._stop)
+        with ExitStack() as stack:
+            listener = stack.enter_context(listening(self._config.host, self._config.port))
+            server = self._database(stack)
+            dsn = server.address.dsn if server else None
+            children = self._children(dsn, listener, stack.enter_context(private_folder()))
+            for child in children:
+                child.start()
+            ready(address(listener))
+            while not self._stopping:
+                time.sleep(POLL_SECONDS)
+                server = self._revive_database(server)
+                for child in children:
+                    child.revive()
+            self._end(children, server)
+
+    def _database(self, stack: ExitStack) -> EmbeddedPostgres | None:
+        if self._config.database_url is not None:
+            return None
+        server = start(self._config.data_dir)
+        stack.callback(lambda: server.stop())
+        return server
+
+    def _children(self, dsn: str | None, listener: socket.socket, sockets: Path) -> list[Child]:
+        environment = child_environment(self._config, dsn, sockets / "embed.sock")
+        web = [
+            Child(f"web {n + 1}", ["web", "--fd", str(listener.fileno())], environment, [listener.fileno()])
+            for n in range(self._config.workers)
+        ]
+        return [*web, Child("worker", ["worker"], environment)]
+
+    def _revive_database(self, server: EmbeddedPostgres | None) -> EmbeddedPostgres | None:
+        if server is None or server.poll() is None:
+            return server
+        log.warning("database died", code=server.poll())
+        server.stop()
+        try:
+            return start(self._config.data_dir)
+        except StoreError as error:
+            log.error("database does not start", reason=str(error))
+            time.sleep(RESTART_SECONDS)
+            return server
+
+    def _stop(self, number: int, frame: object) -> None:
+        self._hurry = self._stopping
+        self._stopping = True
+
+    def _end(self, children: Sequence[Child], server: EmbeddedPostgres | None) -> None:
+        """Let streams finish, then end the job worker and the database."""
+        *web, worker = children
+        for child in web:
+            if child.process is not None and child.process.poll() is None:
+                child.process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + self._config.drain_seconds
+        while any(child.process and child.process.poll() is None for child in web):
+            if self._hurry or time.monotonic() > deadline:
+                for child in web:
+                    child.stop(0.5)
+            time.sleep(POLL_SECONDS)
+        worker.stop(5)
+        if server is not None:
+            server.stop()
+
+
+@contextmanager
+def listening(host: str, port: int) -> Iterator[socket.socket]:
+    """A bound socket that children inherit: no request is refused while a web worker starts again."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+        listener.listen(2048)
+        listener.set_inheritable(True)
+        yield listener
+    finally:
+        listener.close()
+
+
+def address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+@contextmanager
+def private_folder() -> Iterator[Path]:
+    """A short folder of our own for unix sockets: a path of one has at most 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="infold-", dir=short_temporary()) as folder:
+        yield Path(folder)
+
+
+def short_temporary() -> str:
+    temporary = tempfile.gettempdir()
+    return temporary if len(temporary) < 60 else "/tmp"

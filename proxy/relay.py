@@ -1,0 +1,52 @@
+"""Everything that is not ours and not managed: any method, any path, passed on untouched in both directions."""
+
+from collections.abc import AsyncIterator
+
+import structlog
+
+from proxy.errors import ClientGone, ProxyError, UpstreamCut
+from proxy.exchange import Exchange, Headers, while_client_stays
+from proxy.upstream import Upstream
+
+log = structlog.get_logger()
+
+# Bodies up to this size are read before they are sent on: that saves a task, and the connection can be used again.
+READ_AT_ONCE_BYTES = 1024 * 1024
+
+
+async def relay(upstream: Upstream, exchange: Exchange, body: bytes | None = None, notes: Headers = ()) -> None:
+    """Pass a request on and its answer back, byte for byte, as they come.
+
+    Args:
+        body: the request body where somebody has read it already; None: it is still with the client.
+        notes: headers of ours (`x-infold-*`) that join the upstream's.
+
+    A cut answer stays cut: we return without the end, and the server closes the client's connection. An upstream
+    that cannot be reached is a 502 of ours.
+    """
+    try:
+        exchange.check()
+        await while_client_stays(exchange, _pass_through(upstream, exchange, body, notes))
+    except ClientGone:
+        log.info("client left")
+    except UpstreamCut as error:
+        log.warning("upstream cut the answer", reason=str(error))
+    except ProxyError as error:  # refused, or the upstream gave no answer
+        log.warning("not relayed", reason=str(error))
+        await exchange.refuse(error, notes)
+
+
+async def _pass_through(upstream: Upstream, exchange: Exchange, body: bytes | None, notes: Headers) -> None:
+    sending = body if body is not None else await _body(exchange)
+    async with upstream.send(exchange.method, exchange.path, exchange.query, exchange.headers, sending) as reply:
+        await exchange.start(reply.status, [*reply.headers, *notes])
+        async for chunk in reply.chunks():
+            await exchange.send(chunk)
+        await exchange.send(b"", more=False)
+
+
+async def _body(exchange: Exchange) -> bytes | AsyncIterator[bytes]:
+    declared = exchange.declared_body_bytes
+    if declared is not None and declared <= READ_AT_ONCE_BYTES:
+        return await exchange.body(None)
+    return exchange.stream()

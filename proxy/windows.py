@@ -1,0 +1,36 @@
+"""Windows of models that nobody told us: asked of the upstream's /v1/models with the client's key, in the background."""
+
+import httpx
+import structlog
+
+from memory.models import ModelTable, windows_in_models_reply
+from proxy.exchange import Headers
+from proxy.upstream import Upstream
+
+log = structlog.get_logger()
+
+ASKING_SECONDS = 10.0
+IDENTITY = frozenset((b"authorization", b"api-key", b"x-api-key", b"openai-organization", b"openai-project"))
+
+
+class Windows:
+    def __init__(self, models: ModelTable, upstream: Upstream, client: httpx.AsyncClient) -> None:
+        self._models = models
+        self._upstream = upstream
+        self._client = client
+
+    def wants(self, model: str) -> bool:
+        """Is this model's window unknown, and has nobody asked within the hour?"""
+        return self._models.wants_learning(model, self._upstream.base_url)
+
+    async def ask(self, headers: Headers) -> None:
+        """Learn every window that the upstream lists. What fails leaves the model a wire for an hour."""
+        url = self._upstream.url_for(b"/v1/models", b"")
+        identity = [(name, value) for name, value in headers if name in IDENTITY]
+        try:
+            reply = await self._client.get(url, headers=identity, timeout=ASKING_SECONDS)
+        except httpx.HTTPError as error:
+            log.info("models not listed", reason=f"{type(error).__name__}: {error}")
+            return
+        for name, window in windows_in_models_reply(reply.content).items():
+            self._models.learn(name, self._upstream.base_url, window)

@@ -1,0 +1,104 @@
+"""Where things stand in a JSON text: spans of members and elements, so that text can be cut and replaced unparsed.
+
+msgspec checks the grammar while it skips; what it leaves open (UTF-8, depth, half surrogates, a key twice) is checked
+here. Spans are byte offsets (start, stop). Everything is linear, for broken and hostile texts too.
+"""
+
+import re
+
+import msgspec
+from msgspec import Raw
+
+MAX_DEPTH = 256  # arrays and objects inside each other; a top-level object has depth 1
+
+Span = tuple[int, int]
+
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'  # possessive: a string without an end is not tried again and again
+
+_members = msgspec.json.Decoder(dict[str, Raw])
+_KEY = re.compile(rb"\s*[{,]\s*" + _STRING + rb"\s*:\s*", re.DOTALL)
+_OBJECT_END = re.compile(rb"\s*\}\s*\Z")
+_EMPTY_OBJECT = re.compile(rb"\s*\{\s*\}\s*\Z")
+_TOKEN = re.compile(_STRING + rb'|["\[\]{}]', re.DOTALL)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"  # a pair: one character
+    rb"|(u[dD][89a-fA-F][0-9a-fA-F]{2})"  # half of one
+    rb"|.)",  # any other escape, so that `\\ud800` is a backslash and a word
+    re.DOTALL,
+)
+
+
+_LONE_QUOTE = b'"'  # a string without an end
+_STEP = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
+
+
+class NotUnderstood(ValueError):
+    """This JSON is not what we look for; whoever relays it passes it on as it is."""
+
+
+def check(text: bytes, max_depth: int = MAX_DEPTH) -> None:
+    """Refuse what msgspec would skip over: bytes that are not UTF-8, and deep nesting.
+
+    Raises:
+        NotUnderstood
+    """
+    if not text.isascii():
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            raise NotUnderstood("not UTF-8") from error
+    if text.count(b"[") + text.count(b"{") > max_depth:
+        depth = 0
+        for token in _TOKEN.finditer(text):
+            depth += _STEP.get(token[0], 0)
+            if depth > max_depth or token[0] == _LONE_QUOTE:
+                raise NotUnderstood("nested too deeply")
+
+
+def looking(text: bytes) -> bytes:
+    r"""A copy to look at: half surrogate pairs (`\ud800`), legal in JSON but not in UTF-8, become `\ufffd`.
+
+    Offsets stay, because both have six bytes. Texts without such escapes are returned as they are.
+    """
+    if b"\\u" not in text or _SURROGATE.search(text) is None:
+        return text
+    return _ESCAPE.sub(lambda match: rb"\ufffd" if match[1] else match[0], text)
+
+
+def members(text: bytes) -> dict[str, Span]:
+    """Where the value of each key stands in a JSON object, in the object's order.
+
+    Raises:
+        NotUnderstood: a key stands there twice.
+        msgspec.DecodeError, UnicodeDecodeError, RecursionError: not a JSON object.
+    """
+    values = _members.decode(text)
+    spans: dict[str, Span] = {}
+    position = 0
+    for key, value in values.items():
+        before = _KEY.match(text, position)
+        # Of two equal keys the decoder keeps the first place and the last value, so the walk gets out of step.
+        if before is None or not text.startswith(value, before.end()):
+            raise NotUnderstood("a key stands there twice")
+        position = before.end() + len(memoryview(value))
+        spans[key] = (before.end(), position)
+    if not (_OBJECT_END.match(text, position) if spans else _EMPTY_OBJECT.match(text)):
+        raise NotUnderstood("a key stands there twice")
+    return spans
+
+
+def object_end(text: bytes, start: int) -> int:
+    """Where the object that begins at `start` ends, going by its brackets and strings alone.
+
+    Raises:
+        NotUnderstood: no object begins there, it has no end, or it nests deeper than `MAX_DEPTH`.
+    """
+    depth = 0
+    for token in _TOKEN.finditer(text, start) if text.startswith(b"{", start) else ():
+        depth += _STEP.get(token[0], 0)
+        if depth == 0:
+            return token.end()
+        if depth > MAX_DEPTH or token[0] == _LONE_QUOTE:
+            break
+    raise NotUnderstood("not an object")
