@@ -249,8 +249,8 @@ def sessions(given: argparse.Namespace) -> list[tuple[str, Conversation]]:
 async def measure(given: argparse.Namespace, chosen: Sequence[tuple[str, Conversation]]) -> list[Outcome]:
     with servers(given, (WINDOW,)) as (provider, infold), common.progress() as bar:
         async with connect(provider, infold) as client:
-            if infold and not await client.learn_window(f"ctx-{WINDOW}"):
-                console.print("[yellow]the proxy did not learn the window in 15 s[/]")
+            if infold and not await client.learn_windows([f"ctx-{WINDOW}"]):
+                console.print("[yellow]the proxy did not ask for the models' windows in 10 s[/]")
             gate = asyncio.Semaphore(given.concurrency)
 
             async def one(kind: str, session: Conversation) -> Outcome:

@@ -189,19 +189,18 @@ def account(seen: Sequence[Seen], export: Sequence[Json]) -> Account:
     return Account(len(seen), lost, tuple(twice), sum(turns.values()), dict(statuses))
 
 
-async def export(client: Client, seconds: float = 60) -> list[Json]:
-    """All of the tenant's memory, once what was spooled has reached the database."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        rows = (await client.get("/metrics")).decode().splitlines()
-        if sum(float(row.split()[-1]) for row in rows if row.startswith("infold_spooled_turns")) == 0:
-            break
-        await asyncio.sleep(0.5)
-    lines = (await client.get("/memory-manager/export", KEY)).splitlines()
-    return [orjson.loads(line) for line in lines if line]
+async def settled(client: Client, seen: Sequence[Seen], seconds: float) -> tuple[Account, float]:
+    """Read the export until nothing is lost, as what was spooled reaches the database later; and how long that took."""
+    began = time.monotonic()
+    while True:
+        lines = (await client.get("/memory-manager/export", KEY)).splitlines()
+        found, waited = account(seen, [orjson.loads(line) for line in lines if line]), time.monotonic() - began
+        if not found.lost or waited > seconds:
+            return found, waited
+        await asyncio.sleep(1.0)
 
 
-async def measure(given: argparse.Namespace) -> tuple[list[Cycle], Load, Account]:
+async def measure(given: argparse.Namespace) -> tuple[list[Cycle], Load, Account, float]:
     with servers(given) as (provider, infold), common.progress() as bar:
         async with connect(provider, infold, connections=given.lanes + 8) as client:
             load = Load(client, random.Random(given.seed))
@@ -211,7 +210,9 @@ async def measure(given: argparse.Namespace) -> tuple[list[Cycle], Load, Account
             finally:
                 load.running = False
                 await asyncio.gather(*lanes)
-            return cycles, load, account(load.seen, await export(client) if infold else [])
+            if infold is None:
+                return cycles, load, account(load.seen, []), 0.0
+            return cycles, load, *await settled(client, load.seen, given.settle_seconds)
 
 
 async def all_cycles(
@@ -252,6 +253,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--targets", default=",".join(TARGETS), help="web, worker, postgres, parent; in turn")
     parser.add_argument("--in-flight", type=int, default=50, help="turns in flight at a kill, at least (default 50)")
     parser.add_argument("--lanes", type=int, default=80, help="clients that talk without pause (default 80)")
+    parser.add_argument("--settle-seconds", type=float, default=30, help="for spooled turns at the end (default 30)")
     given = parser.parse_args()
     given.cycles = given.cycles or (3 if given.quick else 20)
     given.targets = given.targets.split(",")
@@ -263,13 +265,13 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     given = parse()
     about = common.header("kills", "is anything lost or doubled under kill -9?", given, N=f"{given.cycles} kills")
-    cycles, load, found = asyncio.run(measure(given))
+    cycles, load, found, waited = asyncio.run(measure(given))
     if cycles:
         console.print(table(cycles))
     console.print(
         f"[bold]{found.acknowledged:,} acknowledged, {len(found.lost):,} lost, {len(found.twice):,} twice[/]; "
         f"{load.sent:,} sent, {load.cut:,} cut; {found.turns:,} turns in the export {found.statuses}; "
-        f"modes {dict(load.modes)}",
+        f"modes {dict(load.modes)}; export read until {waited:.1f} s after the load",
         highlight=False,
     )
     if not given.direct:
@@ -280,6 +282,7 @@ def main() -> int:
     if given.save:
         told = [{"target": c.target, "in_flight": c.in_flight, "s": round(c.seconds_to_ready, 3)} for c in cycles]
         counts = {"acknowledged": found.acknowledged, "lost": len(found.lost), "twice": len(found.twice)}
+        counts["settled_seconds"] = round(waited)
         common.save(about, {**counts, "sent": load.sent, "cut": load.cut, "statuses": found.statuses, "cycles": told})
     if given.direct:
         return common.verdict(given, {"the provider answered": found.acknowledged > 0})

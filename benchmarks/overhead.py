@@ -42,6 +42,7 @@ REPLY = {"role": "assistant", "content": ("The release notes say what changed, a
 INSERT_BYTES = 2_048  # of the row that a bare durable insert writes
 MILLISECOND = 1e3
 WINDOWS = (8_192, 131_072)
+QUIET_MS = 0.3  # to the first byte of 1 KB, asked directly on a quiet machine
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,14 +342,13 @@ async def prepare(bench: Bench) -> None:
     async with connect(bench.provider, bench.infold) as client:
         long = {"role": "assistant", "content": str(REPLY["content"]) * 8}
         await client.script({"1KB": REPLY, "long": long})
-        for window in WINDOWS if bench.infold else ():
-            if not await client.learn_window(f"ctx-{window}"):
-                console.print(f"[yellow]the proxy did not learn the window of ctx-{window} in 15 s[/]")
+        if bench.infold and not await client.learn_windows([f"ctx-{window}" for window in WINDOWS]):
+            console.print("[yellow]the proxy did not ask for the models' windows in 10 s[/]")
 
 
 async def settle(bench: Bench) -> None:
     async with connect(bench.provider, bench.infold) as client:
-        await client.wait_for_jobs(5 if bench.quick else 120)
+        await client.wait_for_jobs(2 if bench.quick else 300)
 
 
 def measure(bench: Bench) -> None:
@@ -392,22 +392,25 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def checks(bench: Bench) -> dict[str, bool]:
-    """Aims of a quiet machine; `--quick`, on a busy one, allows five times as much."""
+    """Aims of a quiet machine; `--quick` allows five times as much, and more where asking directly is slow, too."""
     held = {"every request answered": not bench.failures}
     if bench.infold is None:
         return held
-    slack = 5 if bench.quick else 1
+    busy = max(1.0, median(bench.rows[0].direct) * MILLISECOND / QUIET_MS)
+    slack = 5 * busy if bench.quick else 1
     for row in bench.rows:
         if row.aim_ms and row.infold:
             name = f"{row.name}: added p50 at most {row.aim_ms * slack:.1f} ms"
             held[name] = median(row.added) * MILLISECOND <= row.aim_ms * slack
     facts = bench.facts
     if "end_of_answer_by_insert" in facts:
-        held[f"end of an answer at most {3 * slack} durable inserts"] = facts["end_of_answer_by_insert"] <= 3 * slack
-    held[f"at least {600 // slack} requests/s"] = facts["load_32_infold"]["per_second"] >= 600 // slack
-    held[f"at most {2 * slack} ms CPU a stream"] = facts["stream_100_chunks_infold"]["cpu_ms_web"] <= 2 * slack
+        held[f"end of an answer at most {3 * slack:.0f} durable inserts"] = (
+            facts["end_of_answer_by_insert"] <= 3 * slack
+        )
+    held[f"at least {600 / slack:.0f} requests/s"] = facts["load_32_infold"]["per_second"] >= 600 / slack
+    held[f"at most {2 * slack:.0f} ms CPU a stream"] = facts["stream_100_chunks_infold"]["cpu_ms_web"] <= 2 * slack
     silence = facts["stall_infold"]["longest_silence_ms"] - facts["stall_direct"]["longest_silence_ms"]
-    held[f"no stream stalls for more than {50 * slack} ms"] = silence <= 50 * slack
+    held[f"no stream stalls for more than {50 * slack:.0f} ms"] = silence <= 50 * slack
     held["web worker at most 150 MB idle"] = facts["memory_mb_web_idle"] <= 150
     held["web worker at most 250 MB after"] = facts["memory_mb_web_after"] <= 250
     held["job worker at most 350 MB"] = facts["memory_mb_worker_after"] <= 350

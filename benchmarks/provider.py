@@ -20,6 +20,7 @@ Paths of its own
     POST /__script         {"id": message, ...}: preload answers
     POST /__log[?id=ID]    the entries so far (of that id), which are forgotten by asking
     POST /__forget         forget log, caches and preloaded answers
+    GET  /__asked          how often /v1/models was asked for
 
     python benchmarks/provider.py --port 9100 --windows 8448,32768
 """
@@ -92,6 +93,7 @@ class State:
     replies: dict[str, Json] = field(default_factory=dict)
     windows: set[int] = field(default_factory=set)
     answered: int = 0
+    asked_models: int = 0
 
 
 def window_of(model: str) -> int:
@@ -345,7 +347,10 @@ def application(windows: Sequence[int] = WINDOWS) -> Callable[[dict[str, Any], R
             return await chat(state, headers, raw, send)
         found: Any = None
         if path == "/v1/models":
+            state.asked_models += 1
             found = models(state)
+        elif path == "/__asked":
+            found = {"models": state.asked_models}
         elif path == "/__script":
             state.replies.update(orjson.loads(raw))
             found = {"replies": len(state.replies)}

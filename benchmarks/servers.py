@@ -133,7 +133,7 @@ def family(server: Server) -> Family:
 def provider_server(workspace: Path, windows: Sequence[int] = (), core: int | None = None) -> Server:
     port = free_port()
     command = [sys.executable, str(HERE / "provider.py"), "--port", str(port), "--windows", ",".join(map(str, windows))]
-    return Server("provider", command, port, workspace / "provider.log", "/v1/models", core=core)
+    return Server("provider", command, port, workspace / "provider.log", "/__asked", core=core)
 
 
 def infold_server(workspace: Path, upstream: str, serve: str = "", core: int | None = None) -> Server:

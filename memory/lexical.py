@@ -2,32 +2,41 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+Floats = NDArray[np.float64]
+
 K1 = 1.2  # how soon more of the same term stops counting
 B = 0.75  # how much a long text is held back
 
-WHOLE_CHARS = 80  # a longer path, URL or id counts by its parts alone
-STEM_CACHE_WORDS = 50_000
+CACHED_RUN_CHARS = 60  # a longer run of characters is seldom met again
+WHOLE_CHARS = 80  # a longer path, URL or key counts by its parts alone
+SPLIT_CACHE_RUNS = 16_384
 
-RUN = re.compile(r"\w+(?:['’.\-/:@\\]\w+)*")
+PUNCTUATION = ".,;:!?()[]{}<>\"'`*#=+-/|"
+
+# Words joined by a sign that joins names, paths, versions, addresses and dates; \u2019 is the curly apostrophe.
+RUN = re.compile(r"\w+(?:['\u2019.\-/:@\\]\w+)*")
 PART = re.compile(r"[^\W_]+")
 CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z][a-z]+|[a-z]+|\d+")
 CJK = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uac00-\ud7af]+")
+LAST_NAME = re.compile(r"[^/\\:]+$")
 
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 MONTH = (
-    r"(jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?"
-    r"|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\.?"
+    r"\b(jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?"
+    r"|oct(?:ober)?|nov(?:ember)?|dec(?:ember)?)\b"
 )
-DAY_FIRST = re.compile(rf"\b(\d{{1,2}})(?:st|nd|rd|th)?(?: of)?[ -]{MONTH}(?:,?[ -]+(\d{{4}}))?\b", re.I)
-MONTH_FIRST = re.compile(rf"\b{MONTH}[ -](\d{{1,2}})(?:st|nd|rd|th)?\b(?:,?[ -]+(\d{{4}})\b)?", re.I)
-MONTH_YEAR = re.compile(rf"\b{MONTH}(?:,| of)?[ -]+(\d{{4}})\b", re.I)
+MONTH_WORD = re.compile(MONTH, re.I)
+DAY_FIRST = re.compile(rf"\b(\d{{1,2}})(?:st|nd|rd|th)?(?: of)?[ -]{MONTH}\.?(?:,?[ -](\d{{4}})\b)?", re.I)
+MONTH_FIRST = re.compile(rf"{MONTH}\.?[ -](\d{{1,2}})(?:st|nd|rd|th)?\b(?:,?[ -](\d{{4}})\b)?", re.I)
+MONTH_YEAR = re.compile(rf"{MONTH}\.?,?(?: of)?[ -](\d{{4}})\b", re.I)
 NUMERIC = re.compile(r"\b(\d{4})[-/](\d{1,2})[-/](\d{1,2})\b")
 
 
@@ -44,85 +53,115 @@ def terms(text: str) -> Terms:
 
     Case is folded and English endings are cut. `parseDate`, `max_tokens`, `src/app.py`, `4.18.2` count
     whole and by their parts. Chinese, Japanese and Korean count by pairs of characters. A date counts as
-    day, month and year besides its words, however it is written.
+    day, month and year besides its words, so `8 May 2023` and `2023-05-08` meet.
     """
-    counts: Counter[str] = Counter()
+    runs = text.split()
+    counts: dict[str, int] = {}
     length = 0
-    for run, times in Counter(RUN.findall(text)).items():
-        pieces = split(run)
-        length += times * len(pieces.words)
-        for term in pieces.words:
-            counts[term] += times
-        for term in pieces.wholes:
-            counts[term] += times
-    for date in dates(text):
-        counts[date] += 1
+    months: set[str] = set()
+    for run, times in Counter(runs).items():
+        found, words, is_month = split(run) if len(run) <= CACHED_RUN_CHARS else pieces(run)
+        length += times * words
+        if is_month:
+            months.add(run)
+        for term in found:
+            counts[term] = counts.get(term, 0) + times
+    for term in spoken_dates(runs, months):
+        counts[term] = counts.get(term, 0) + 1
     return Terms(counts, length)
 
 
-@dataclass(frozen=True, slots=True)
-class Pieces:
-    words: tuple[str, ...]
-    wholes: tuple[str, ...]  # compounds, in addition to the words they are made of
+class Pieces(NamedTuple):
+    """What a run of characters without white space counts as."""
+
+    found: tuple[str, ...]
+    words: int  # how many of these are words; the rest are compounds and dates
+    is_month: bool  # names a month, so its neighbours may make it a date
 
 
-@lru_cache(STEM_CACHE_WORDS)
+@lru_cache(SPLIT_CACHE_RUNS)
 def split(run: str) -> Pieces:
-    """Cut one run of word characters into its words; a compound is kept whole, too."""
-    if run.isascii() and run.isalnum() and (run.islower() or run.isdigit() or run[1:].islower()):
-        return Pieces((stem(run.lower()),), ())
-    plain = run.replace("’", "'")
-    for ending in ("'s", "'S"):
-        plain = plain.removesuffix(ending)
+    return pieces(run)
+
+
+def pieces(run: str) -> Pieces:
+    bare = run.strip(PUNCTUATION)
+    if bare.isascii() and bare.isalpha() and (bare.islower() or bare[1:].islower() or len(bare) == 1):
+        return Pieces((stem(bare.lower()),), 1, bare[:3].lower() in MONTHS and MONTH_WORD.fullmatch(bare) is not None)
     words: list[str] = []
     wholes: list[str] = []
-    for part in PART.findall(plain.replace("'", "")):
-        pieces = bigrams(part) if CJK.search(part) else camel(part)
-        words.extend(stem(piece.lower()) for piece in pieces)
-        if len(pieces) > 1 and pieces is not None and not CJK.search(part):
-            wholes.append(part.lower())
-    if len(words) > 1 and not CJK.search(plain):
-        if len(plain) <= WHOLE_CHARS:
-            wholes.append(plain.lower())
-        name = re.split(r"[/\\:]", plain)[-1].lower()
-        wholes.append(name)
-    known = set(words)
-    return Pieces(tuple(words), tuple(whole for whole in dict.fromkeys(wholes) if whole not in known))
+    for joined in RUN.findall(run):
+        parts = split_joined(joined)
+        words.extend(parts)
+        wholes.extend(compounds(joined, len(parts)))
+    has_month = any(word[:3] in MONTHS for word in words) and MONTH_WORD.search(run) is not None
+    dates = named_date(run) if has_month else numeric_dates(run)
+    extra = [whole for whole in dict.fromkeys(wholes) if whole not in words]
+    return Pieces((*words, *extra, *dates), len(words), has_month and not dates)
 
 
-def camel(part: str) -> list[str]:
-    """Cut at the humps of an identifier; text in other scripts stays as it is."""
+def split_joined(joined: str) -> list[str]:
+    plain = without_possessive(joined).replace("'", "")
+    if plain.isascii() and plain.isalnum() and plain.islower():
+        return [stem(plain)]
+    return [stem(word.lower()) for part in PART.findall(plain) for word in humps(part)]
+
+
+def compounds(joined: str, words: int) -> Iterator[str]:
+    """A name of several words as a whole; of a path also its last name, and each name in it."""
+    plain = without_possessive(joined).lower()
+    if words < 2 or len(plain) > WHOLE_CHARS or CJK.search(plain):
+        return
+    yield plain
+    yield from LAST_NAME.findall(plain)
+    for part in PART.findall(joined):
+        if len(humps(part)) > 1:
+            yield part.lower()
+
+
+def without_possessive(run: str) -> str:
+    plain = run.replace("\u2019", "'")
+    return plain[:-2] if plain.endswith(("'s", "'S")) else plain
+
+
+def humps(part: str) -> list[str]:
+    """Cut an identifier at its humps, and scripts without spaces into pairs of characters."""
+    if CJK.search(part):
+        return list(pairs(part))
     if not part.isascii() or part.islower() or part.isdigit():
         return [part]
     return CAMEL.findall(part)
 
 
-def bigrams(part: str) -> list[str]:
-    """Pairs of neighbouring characters of Chinese, Japanese and Korean; other letters between stay words."""
-    found: list[str] = []
+def pairs(part: str) -> Iterator[str]:
     end = 0
     for run in CJK.finditer(part):
-        found.extend([part[end : run.start()]] if run.start() > end else [])
+        if run.start() > end:
+            yield part[end : run.start()]
         text, end = run.group(), run.end()
-        found.extend([text] if len(text) == 1 else [text[i : i + 2] for i in range(len(text) - 1)])
-    return [*found, part[end:]] if end < len(part) else found
+        yield from (text[i : i + 2] for i in range(max(1, len(text) - 1)))
+    if end < len(part):
+        yield part[end:]
 
 
 def stem(word: str) -> str:
-    """Cut the commonest English endings, so that `paints`, `painted` and `painting` are one term."""
+    """Cut the commonest English endings.
+
+    >>> [stem(word) for word in ("paints", "painted", "painting", "hiking", "hike", "stories", "story", "class")]
+    ['paint', 'paint', 'paint', 'hik', 'hik', 'stori', 'stori', 'class']
+    """
     if len(word) < 4 or not word.isascii() or not word.isalpha():
         return word
-    if word.endswith("s"):
-        word = singular(word)
+    word = singular(word)
     for ending in ("ing", "ed"):
         rest = word.removesuffix(ending)
         if rest != word and len(rest) >= 3 and any(vowel in rest for vowel in "aeiouy"):
             word = rest[:-1] if rest[-1] == rest[-2] and rest[-1] not in "lsz" else rest
             break
-    if word.endswith("e") and len(word) > 3:
-        word = word[:-1]
-    if word.endswith("y") and len(word) > 3:
-        word = word[:-1] + "i"
+    if len(word) > 3 and word.endswith("e"):
+        return word[:-1]
+    if len(word) > 3 and word.endswith("y"):
+        return word[:-1] + "i"
     return word
 
 
@@ -131,28 +170,38 @@ def singular(word: str) -> str:
         return word[:-3] + "y"
     if word.endswith(("sses", "shes", "ches", "xes", "zes")):
         return word[:-2]
-    return word if word.endswith(("ss", "us", "is")) else word[:-1]
+    return word[:-1] if word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
 
 
-def dates(text: str) -> list[str]:
-    """Dates as terms: `d:2023-05-08`, `d:05-08`, `d:2023-05`, as much of it as is said."""
-    found: list[str] = []
-    for day, month, year in DAY_FIRST.findall(text):
-        found.extend(date_terms(year, month_number(month), int(day)))
-    for month, day, year in MONTH_FIRST.findall(text):
-        found.extend(date_terms(year, month_number(month), int(day)))
-    for month, year in MONTH_YEAR.findall(text):
-        found.extend(date_terms(year, month_number(month), 0))
-    for year, month, day in NUMERIC.findall(text):
-        found.extend(date_terms(year, int(month), int(day)))
-    return found
+def spoken_dates(runs: Sequence[str], months: Set[str]) -> Iterator[str]:
+    """Dates as terms that name their month in a word and have day or year in the words beside it."""
+    if not months:
+        return
+    for at, run in enumerate(runs):
+        if run in months:
+            yield from named_date(" ".join(runs[max(0, at - 2) : at + 3]))
+
+
+def numeric_dates(text: str) -> list[str]:
+    return [term for y, m, d in NUMERIC.findall(text) for term in date_terms(y, int(m), int(d))]
+
+
+def named_date(text: str) -> list[str]:
+    if date := DAY_FIRST.search(text):
+        return date_terms(date[3], month_number(date[2]), int(date[1]))
+    if date := MONTH_FIRST.search(text):
+        return date_terms(date[3], month_number(date[1]), int(date[2]))
+    if date := MONTH_YEAR.search(text):
+        return date_terms(date[2], month_number(date[1]), 0)
+    return []
 
 
 def month_number(name: str) -> int:
     return MONTHS.index(name[:3].lower()) + 1
 
 
-def date_terms(year: str, month: int, day: int) -> list[str]:
+def date_terms(year: str | None, month: int, day: int) -> list[str]:
+    """As much of a date as is said: `d:2023-05-08`, `d:05-08`, `d:2023-05`. Day 0: none."""
     if not (1 <= month <= 12 and 0 <= day <= 31):
         return []
     found = [f"d:{month:02}-{day:02}"] if day else []
@@ -163,35 +212,31 @@ def date_terms(year: str, month: int, day: int) -> list[str]:
     return found
 
 
-def frequencies(texts: Sequence[Terms], wanted: Sequence[str]) -> NDArray[np.float64]:
+def frequencies(texts: Sequence[Terms], wanted: Sequence[str]) -> Floats:
     """How often each wanted term stands in each text: (texts, wanted)."""
-    rows: Iterable[float] = (text.counts.get(term, 0) for text in texts for term in wanted)
-    flat = np.fromiter(rows, dtype=np.float64, count=len(texts) * len(wanted))
-    return flat.reshape(len(texts), len(wanted))
+    counts = [text.counts for text in texts]
+    columns = [[count.get(term, 0) for count in counts] for term in wanted]
+    return np.array(columns, dtype=np.float64).reshape(len(wanted), len(texts)).T
 
 
-def bm25(
-    tf: NDArray[np.float64], lengths: NDArray[np.float64], weights: NDArray[np.float64], k1: float = K1, b: float = B
-) -> NDArray[np.float64]:
-    """BM25 of each text: sum over terms of weight x idf x saturated frequency.
+def bm25(tf: Floats, lengths: Floats, weights: Floats, k1: float = K1, b: float = B) -> Floats:
+    """BM25 of each text: sum over terms of weight x saturated frequency, each 0 to 1.
 
     Args:
         tf: (texts, terms) frequencies.
         lengths: (texts,) words of each text.
-        weights: (terms,) weight of each term in the query.
-
-    idf = ln(1 + (n - df + .5) / (df + .5)), never negative, as Lucene has it.
+        weights: (terms,) of the query, rarity included.
 
     Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond".
     """
-    idf = inverse_frequency(tf)
-    mean = lengths.mean() if lengths.size and lengths.any() else 1.0
-    norm = k1 * (1 - b + b * lengths / mean)
-    scores: NDArray[np.float64] = (tf / (tf + norm[:, None])) @ (idf * weights)
+    mean = lengths.mean() if lengths.size else 0.0
+    norm = k1 * (1 - b + b * lengths / mean) if mean > 0 else np.full(lengths.shape, k1)
+    scores: Floats = (tf / (tf + norm[:, None])) @ weights
     return scores
 
 
-def inverse_frequency(tf: NDArray[np.float64]) -> NDArray[np.float64]:
+def rarity(tf: Floats) -> Floats:
+    """Inverse document frequency, ln(1 + (n - df + .5) / (df + .5)): (terms,), never negative, as Lucene has it."""
     having = (tf > 0).sum(axis=0)
-    found: NDArray[np.float64] = np.log1p((len(tf) - having + 0.5) / (having + 0.5))
+    found: Floats = np.log1p((len(tf) - having + 0.5) / (having + 0.5))
     return found

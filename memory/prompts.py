@@ -31,8 +31,8 @@ HELD_BACK = "(Earlier messages of this conversation are held back: they do not f
 class Quoted:
     """A message inside a block."""
 
+    position: int  # in the line of conversation, from 0
     hint: str
-    number: int  # from 1, in the line of conversation
     speaker: str
     text: str
     cut: bool = False  # a part of the message
@@ -65,13 +65,20 @@ def member_list(stretch: Stretch) -> str:
 
 
 def block_text(nonce: str, quotes: Sequence[Quoted]) -> str:
-    told = "\n\n".join(quote_text(quote) for quote in quotes)
-    return f"{BLOCK_HEADING.format(nonce=nonce)}\n\n{defuse(told, nonce)}\n{BLOCK_FOOTING.format(nonce=nonce)}"
+    """Quotes in the order of the conversation; neighbours share a heading, because headings cost tokens."""
+    told = "\n".join(quote_text(quote, opens) for quote, opens in zip(quotes, openings(quotes), strict=True))
+    return f"{BLOCK_HEADING.format(nonce=nonce)}\n{defuse(told, nonce)}\n{BLOCK_FOOTING.format(nonce=nonce)}"
 
 
-def quote_text(quote: Quoted) -> str:
-    part = ", in part" if quote.cut else ""
-    return f"[#{quote.hint}] {quote.number}. {quote.speaker}{part}:\n{quote.text}"
+def openings(quotes: Sequence[Quoted]) -> list[bool]:
+    """Which quotes do not follow directly on the one before."""
+    return [n == 0 or quote.position != quotes[n - 1].position + 1 for n, quote in enumerate(quotes)]
+
+
+def quote_text(quote: Quoted, opens: bool) -> str:
+    heading = f"\n[#{quote.hint}] message {quote.position + 1}\n" if opens else ""
+    part = " (in part)" if quote.cut else ""
+    return f"{heading}{quote.speaker}{part}: {quote.text}"
 
 
 def defuse(text: str, nonce: str) -> str:

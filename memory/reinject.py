@@ -65,6 +65,7 @@ def reinject(search: Search, share_room: int, fill_room: int) -> Block:
 
 def choose(search: Search, room: int) -> tuple[Quote, ...]:
     """Named messages first, then relevant ones; inside a loop the most recent come before the relevant."""
+    whole = room
     room -= search.count(block_text(search.nonce, ())) + MESSAGE_TOKENS
     named = fitting(search, named_positions(search), room, "named")
     room -= sum(quote.tokens for quote in named)
@@ -74,7 +75,7 @@ def choose(search: Search, room: int) -> tuple[Quote, ...]:
     chosen = rank.select(ranked, candidates, room, search.floor)
     scores = {candidate.position: candidate.score for candidate in ranked}
     found = (Quote(q.position, q.tokens, scores.get(q.position, 0.0), "relevant", q.start, q.stop) for q in chosen)
-    return tuple(sorted((*named, *found), key=lambda quote: quote.position))
+    return trim(search, tuple(sorted((*named, *found), key=lambda quote: quote.position)), whole)
 
 
 def wanted(search: Search) -> rank.Query:
@@ -153,12 +154,20 @@ def render(search: Search, quotes: Sequence[Quote]) -> tuple[bytes, int]:
     return search.writer.message("user", text), search.count(text) + MESSAGE_TOKENS
 
 
+def trim(search: Search, quotes: tuple[Quote, ...], room: int) -> tuple[Quote, ...]:
+    """Drop the least relevant quotes until the block as written fits: parts do not add up exactly to the whole."""
+    while quotes and render(search, quotes)[1] > room:
+        least = min(quotes, key=lambda quote: quote.score)
+        quotes = tuple(quote for quote in quotes if quote is not least)
+    return quotes
+
+
 def quoted(search: Search, quote: Quote) -> Quoted:
     message = search.line.messages[quote.position]
     speaker = f"{message.role} ({message.name})" if message.name else message.role
     return Quoted(
+        position=quote.position,
         hint=message_hint(search.line.nodes[quote.position]),
-        number=quote.position + 1,
         speaker=speaker,
         text=spoken(message)[quote.start : quote.stop],
         cut=quote.start > 0 or quote.stop is not None,

@@ -48,7 +48,6 @@ class Exchange:
         self._send = send
         self._body_read = asyncio.Event()
         self._finished = False
-        self._left = False
 
     def __repr__(self) -> str:
         return f"<Exchange {self.method} {self.path.decode('ascii', 'replace')}>"
@@ -122,7 +121,6 @@ class Exchange:
         while True:
             message = await self._receive()
             if message["type"] == "http.disconnect":
-                self._left = True
                 self._body_read.set()
                 raise ClientGone
             more = message.get("more_body", False)
@@ -168,7 +166,7 @@ class Exchange:
         The server tells it in the same queue as the body, so this waits until somebody has read that.
         """
         await self._body_read.wait()
-        while not self._left and (await self._receive())["type"] != "http.disconnect":
+        while (await self._receive())["type"] != "http.disconnect":
             pass
         if self._finished:  # the server reports a finished answer with the same message
             await asyncio.Event().wait()

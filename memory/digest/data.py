@@ -1,76 +1,118 @@
-"""JSON arrays and objects: what the rows have in common, then whole rows. No record is ever cut."""
+"""JSON arrays and objects: what the rows have in common, then whole rows and members. No record is ever cut."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count as counting
 from itertools import islice
 
 import msgspec
 
 from memory.digest.facts import facts_line
-from memory.digest.fit import CountTokens, Piece, choose, clean, fits, trim
+from memory.digest.fit import CountTokens, Piece, choose, clean, excerpt, fits, trim
 
-SCALAR_CHARS = 200  # longer strings are text, not values
+SMALL_CHARS = 200  # a member up to here is told as it is; larger ones by their shape and their own members
+MOST_ROWS = 1_000  # of an array, that are looked at: the first, the last, those that tell of errors, every n-th
+MOST_KEYS = 40  # of a shape
+DEPTH = 32  # of members within members
+FACTS_SHARE = 0.2  # of the budget
 
 Json = Mapping[str, "Json"] | Sequence["Json"] | str | int | float | bool | None
+Parsed = dict[str, msgspec.Raw] | list[msgspec.Raw]  # members and rows as they were written
+ALARMS = (b"error", b"Error", b"ERROR", b"fail", b"Fail", b"FAIL", b"warn", b"Warn", b"WARN", b"critical", b"CRITICAL")
 
 
-def parse_json(text: str) -> dict[str, msgspec.Raw] | list[msgspec.Raw] | None:
+def parse_json(text: str) -> Parsed | None:
     """A JSON object or array with its members as written; None for anything else, scalars included."""
     try:
-        return msgspec.json.decode(text, type=dict[str, msgspec.Raw] | list[msgspec.Raw])
+        parsed: Parsed = msgspec.json.decode(text, type=Parsed)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return None
+    return parsed
 
 
 def shorten_json(text: str, budget_tokens: int, count: CountTokens) -> str | None:
-    """JSON with whole records only, or None when the text is no JSON object or array.
+    """JSON with whole records only; None when the text is no JSON object or array, or is nested beyond reason.
 
-    An array: `123 rows {key: type, ...}`, then rows as they were written, white space aside: the first, the last
-    and those unlike the others. An object: `{...}` with its scalar members whole and the shape of the others.
+    An array: `[123 rows {key: type, ...}]`, then rows as they were written, white space aside: the first, the last
+    and those unlike the others, named by index. An object: its small members whole, of the others the shape and
+    in turn their members, named by path. Equal rows are told once, with how often they come.
     """
-    parsed = parse_json(text)
-    if parsed is None:
+    try:
+        whole = msgspec.json.format(text, indent=-1)
+        if fits(whole, budget_tokens, count):
+            return whole
+        pieces = list(told("", whole.encode(), 0.0, counting()))
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return None
-    whole = compact(text.encode())
-    if fits(whole, budget_tokens, count):
-        return whole
+    chosen = choose(pieces, int(budget_tokens * (1 - FACTS_SHARE)), count)
+    shown = trim([piece.text for piece in chosen], budget_tokens, count)
+    if not shown:
+        return ""
+    line = clean(facts_line(excerpt(text), shown, budget_tokens - count(shown) - 2, count))
+    return trim([shown, line], budget_tokens, count)
+
+
+def told(path: str, written: bytes, depth: float, places: Iterator[int]) -> Iterator[Piece]:
+    """A value's own line, and the lines of what is inside; deeper ones are worth less."""
+    text = written.decode()
+    if path and (len(text) <= SMALL_CHARS or depth >= DEPTH or written[:1] not in b"[{"):
+        shown = text if len(text) <= SMALL_CHARS else f"<{len(text):,} characters>"
+        yield Piece(next(places), f"{path}: {shown}", 3.0 - depth)
+        return
+    parsed = msgspec.json.decode(written, type=Parsed)
+    colon = f"{path}: " if path else ""
     if isinstance(parsed, list):
-        lines = array_lines(parsed, budget_tokens, count)
-    else:
-        lines = object_lines(parsed, budget_tokens, count)
-    told = trim(lines, budget_tokens, count)
-    line = clean(facts_line(text, told, budget_tokens - count(told) - 2, count)) if told else ""
-    return trim([told, line], budget_tokens, count)
+        indices = looked_at(parsed)
+        values = [msgspec.json.decode(parsed[i]) for i in indices]
+        yield Piece(next(places), f"{colon}[{len(parsed):,} rows{shape_of_rows(values)}]", 10.0 - depth)
+        yield from told_rows(path, parsed, indices, values, depth, places)
+        return
+    yield Piece(next(places), f"{colon}{{{len(parsed):,} members}}", 10.0 - depth)
+    for key, member in parsed.items():
+        yield from told(f"{path}.{key}" if path else key, bytes(member), depth + 0.1, places)
 
 
-def compact(raw: bytes | msgspec.Raw) -> str:
-    """JSON without white space between its parts; numbers and strings as written."""
-    return msgspec.json.format(bytes(raw), indent=-1).decode()
+def looked_at(rows: Sequence[msgspec.Raw]) -> list[int]:
+    """Indices of the rows to look at, in order."""
+    if len(rows) <= MOST_ROWS:
+        return list(range(len(rows)))
+    alarmed = (i for i, row in enumerate(rows) if any(word in bytes(row) for word in ALARMS))
+    some = {*range(0, len(rows), len(rows) // (MOST_ROWS // 2) + 1), *range(20), *range(len(rows) - 20, len(rows))}
+    return sorted(some | set(islice(alarmed, MOST_ROWS // 4)))
 
 
-def array_lines(rows: Sequence[msgspec.Raw], budget_tokens: int, count: CountTokens) -> list[str]:
-    """The head line with number and shape of the rows, then rows: first, last, rare shapes, spread."""
-    values = [msgspec.json.decode(row) for row in rows]
-    head = f"[{len(rows):,} rows{shape_of_rows(values)}]"
-    room = budget_tokens - count(head) - 1
+def told_rows(
+    path: str,
+    rows: Sequence[msgspec.Raw],
+    indices: Sequence[int],
+    values: Sequence[Json],
+    depth: float,
+    places: Iterator[int],
+) -> Iterator[Piece]:
+    """Distinct rows, whole: edges, outliers and rare shapes first."""
+    times = Counter(map(bytes, rows))
     shapes = Counter(map(shape_key, values))
-    distinct: dict[str, int] = {}
-    pieces = []
-    for i, (row, value) in enumerate(zip(rows, values, strict=True)):
-        written = compact(row)
-        if distinct.setdefault(written, i) != i:
+    extremes = extreme_rows(values)
+    for n, (i, value) in enumerate(zip(indices, values, strict=True)):
+        written = bytes(rows[i])
+        often = times.pop(written, 0)
+        if not often:
             continue
-        rare = 1 / shapes[shape_key(value)]
-        edge = 2.0 * (i == 0) + 1.5 * (i == len(rows) - 1)
-        pieces.append(Piece(i, written, edge + rare + outlier(value, values) + 1e-6 * ((i * 7919) % 1009)))
-    chosen = choose(pieces, int(room * 0.8), count, joint_tokens=4)
-    return [head, *(f"row {piece.place + 1}: {piece.text}" for piece in chosen)]
+        edge = 1.0 * (i == 0) + 0.7 * (i == len(rows) - 1)
+        unlike = 0.5 / shapes[shape_key(value)] + 0.4 * (n in extremes) + 0.5 * any(word in written for word in ALARMS)
+        repeated = f" (x{often:,})" if often > 1 else ""
+        yield Piece(next(places), f"{path}[{i}]: {written.decode()}{repeated}", 0.5 + edge + unlike - depth)
 
 
-def outlier(value: Json, values: Sequence[Json]) -> float:
-    """Rows that speak of errors stand out."""
-    told = str(value)[:2_000].lower()
-    return 1.0 if any(word in told for word in ("error", "fail", "warn", "critical")) else 0.0
+def extreme_rows(values: Sequence[Json]) -> frozenset[int]:
+    """Places of rows with the smallest and the largest number under a key."""
+    columns: dict[str, list[tuple[float, int]]] = {}
+    for n, value in enumerate(values):
+        if isinstance(value, dict):
+            for key, member in islice(value.items(), MOST_KEYS):
+                if isinstance(member, (int, float)) and not isinstance(member, bool):
+                    columns.setdefault(key, []).append((member, n))
+    return frozenset(n for column in columns.values() for _, n in (min(column), max(column)))
 
 
 def shape_of_rows(values: Sequence[Json]) -> str:
@@ -83,11 +125,10 @@ def shape_of_rows(values: Sequence[Json]) -> str:
                 types.setdefault(key, set()).add(type_name(member))
         else:
             others.add(type_name(value))
-    told = [f"{key}: {'|'.join(sorted(names))}" for key, names in islice(types.items(), 40)]
-    if len(types) > 40:
-        told.append(f"{len(types) - 40} more keys")
-    objects = f" {{{', '.join(told)}}}" if told else ""
-    return objects + (f" of {'|'.join(sorted(others))}" if others else "")
+    keys = [f"{key}: {'|'.join(sorted(names))}" for key, names in islice(types.items(), MOST_KEYS)]
+    if len(types) > MOST_KEYS:
+        keys.append(f"{len(types) - MOST_KEYS:,} more keys")
+    return (f" {{{', '.join(keys)}}}" if keys else "") + (f" of {'|'.join(sorted(others))}" if others else "")
 
 
 def shape_key(value: Json) -> tuple[str, ...]:
@@ -108,33 +149,3 @@ def type_name(value: Json) -> str:
             return "object"
         case _:
             return "array"
-
-
-def object_lines(members: Mapping[str, msgspec.Raw], budget_tokens: int, count: CountTokens) -> list[str]:
-    """One line per member: whole if it fits, else its shape."""
-    pieces = []
-    for i, (key, raw) in enumerate(members.items()):
-        written = compact(raw)
-        name = msgspec.json.encode(key).decode()
-        small = len(written) <= SCALAR_CHARS
-        pieces.append(Piece(i, f"{name}: {written if small else shape(raw)}", 2.0 if small else 1.0))
-        if not small:
-            pieces.append(Piece(i, f"{name}: {written}", 0.5 - min(len(written), 10**6) / 10**7))
-    head = f"{{{len(members):,} members}}"
-    room = int((budget_tokens - count(head)) * 0.9)
-    chosen = choose(pieces, room, count)
-    whole = {piece.place for piece in chosen if piece.worth <= 0.5}
-    return [head, *(piece.text for piece in chosen if piece.worth > 0.5 or piece.place in whole)]
-
-
-def shape(raw: msgspec.Raw) -> str:
-    value = msgspec.json.decode(raw)
-    match value:
-        case list():
-            return f"[{len(value):,} rows{shape_of_rows(value)}]"
-        case dict():
-            return f"{{{len(value):,} members: {', '.join(islice(value, 40))}}}"
-        case str():
-            return f"<{len(value):,} characters>"
-        case _:
-            return f"<{type_name(value)}>"

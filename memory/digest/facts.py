@@ -68,12 +68,14 @@ def facts_line(text: str, shown: str, budget_tokens: int, count: CountTokens) ->
             break
         if fact.value in shown or "\n" in fact.value:
             continue
-        cost = count(fact.value) + 1
+        cost = count(f"; {fact.value}")
         if cost > room:
             passed_over += 1
             continue
         values.append(fact.value)
         room -= cost
+    while values and count(HEAD + "; ".join(values)) > budget_tokens:
+        values.pop()
     return HEAD + "; ".join(values) if values else ""
 
 

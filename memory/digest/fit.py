@@ -7,6 +7,8 @@ from dataclasses import dataclass
 CountTokens = Callable[[str], int]  # the tokens of a text
 
 CHARS_IN_A_TOKEN = 128  # no token of OpenAI's vocabularies is longer, so more text than this never fits
+EXAMINED_CHARS = 200_000  # of one text, from both its ends; a digest shows a small part of that
+WORD_START = re.compile(r"[^\s\u2e80-\u9fff\uac00-\ud7af\uff00-\uffef]*+")  # of a script with spaces
 UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # lone surrogates cannot be encoded
 
 
@@ -22,6 +24,25 @@ class Piece:
 def clean(text: str) -> str:
     """Text without control characters and lone surrogates, which neither a prompt nor a table takes well."""
     return UNPRINTABLE.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def excerpt(text: str, chars: int = EXAMINED_CHARS) -> str:
+    """Both ends of a very long text, cut between words: what a digest looks at stays bounded."""
+    if len(text) <= chars:
+        return text
+    return f"{to_word_end(text[: chars * 2 // 3])}\n{to_word_start(text[-(chars // 3) :])}"
+
+
+def to_word_end(text: str) -> str:
+    """Text without its last word, which may be half of one; scripts without spaces lose nothing."""
+    half = WORD_START.match(text[::-1])
+    return text[: len(text) - half.end()].rstrip() if half else text
+
+
+def to_word_start(text: str) -> str:
+    """Text without its first word, which may be half of one."""
+    half = WORD_START.match(text)
+    return text[half.end() :].lstrip() if half else text
 
 
 def fits(text: str, budget_tokens: int, count: CountTokens) -> bool:

@@ -1,7 +1,7 @@
 """Everything else (code, listings, tables, blobs): the head, the tail, and a line of facts about the middle."""
 
 from memory.digest.facts import facts_line
-from memory.digest.fit import CHARS_IN_A_TOKEN, CountTokens, clean, trim
+from memory.digest.fit import CHARS_IN_A_TOKEN, CountTokens, clean, excerpt, to_word_end, to_word_start, trim
 
 HEAD_SHARE, TAIL_SHARE = 0.4, 0.25  # of the budget; the rest is for facts
 
@@ -18,7 +18,7 @@ def shorten_other(text: str, budget_tokens: int, count: CountTokens) -> str:
         left = len(lines) - len(head) - len(tail)
         shown = "\n".join([*head, *([f"[... {left:,} lines ...]"] if left else []), *tail])
     room = budget_tokens - count(shown) - 2
-    return trim([shown, facts_line(text, shown, room, count)], budget_tokens, count)
+    return trim([shown, facts_line(excerpt(text), shown, room, count)], budget_tokens, count)
 
 
 def take(lines: list[str], budget_tokens: int, count: CountTokens) -> list[str]:
@@ -39,15 +39,9 @@ def ends(text: str, budget_tokens: int, count: CountTokens) -> str:
     chars = budget_tokens * 3
     while chars > 16:
         head = to_word_end(text[: chars * 2 // 3 + 1])
-        tail = to_word_end(text[-(chars // 3 + 1) :][::-1])[::-1]
+        tail = to_word_start(text[-(chars // 3 + 1) :])
         told = f"{head} [... {len(text) - len(head) - len(tail):,} chars ...] {tail}".strip()
         if count(told) <= budget_tokens:
             return told
         chars //= 2
     return ""
-
-
-def to_word_end(text: str) -> str:
-    """Text without its last word, which may be half of one."""
-    kept, _, _ = text.rpartition(" ")
-    return kept.rstrip() or ("" if text.isascii() else text[:-1])

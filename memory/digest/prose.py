@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from itertools import chain
 
-from memory.digest.fit import CountTokens, Piece, choose, clean
+from memory.digest.fit import CountTokens, Piece, choose, clean, excerpt
 
 GAP = " … "  # something was left out here
 NO_SENTENCE = -2.0  # the worth of code, listings, blobs
+MOST_SENTENCES = 4_000  # of one text; more are lines of something that is no prose
 SENTENCE_CHARS = 1_500  # a longer one is no sentence: it ends at the next line, and is never told
 
 # A sentence ends behind terminal punctuation and white space, behind CJK punctuation, and at the end of a line.
@@ -24,6 +25,7 @@ WORD = re.compile(r"\w+")
 FIGURE = re.compile(r"\d(?<!\w.)")
 CAPITAL = re.compile(r"[A-ZÀ-ÞΑ-ΩА-Я](?<!\w.)")
 NUMBERED = re.compile(r"\d+(?:[|\t]|:(?!\d))|[<@}{/]|--")  # how lines of listings, tags, comments and diffs begin
+CODE = re.compile(r"[=(){}\[\]<>;_|\\/#]")
 CODE_ENDS = tuple("{};>\\")
 SENTENCE_ENDS = tuple(".!?:…。！？｡।؟*\"'”)」）")
 
@@ -45,7 +47,7 @@ TELLING_CJK = re.compile("[不没沒别未]|必须|必須|决定|決定|改为|�
 
 def shorten_prose(text: str, budget_tokens: int, count: CountTokens) -> str:
     """The sentences that stand for a text, whole and in order, gaps marked by an ellipsis; "" when none fits."""
-    found = sentences(clean(text))
+    found = sentences(excerpt(clean(text)))
     chosen = choose(map(Piece, range(len(found)), found, worths(found)), budget_tokens, count, joint_tokens=2)
     while chosen:
         told = join(chosen, len(found))
@@ -70,6 +72,8 @@ def join(pieces: Sequence[Piece], total: int) -> str:
 def sentences(text: str) -> list[str]:
     """The sentences of a text, stripped, in order; a line that is none (list, heading, code) stands for itself.
 
+    At most `MOST_SENTENCES`.
+
     >>> sentences("Dr. No came. He left!\\n- one thing\\n- another")
     ['Dr. No came.', 'He left!', '- one thing', '- another']
     """
@@ -85,6 +89,8 @@ def sentences(text: str) -> list[str]:
             continue
         if piece := text[start:end].strip():
             found.append(piece.replace("\n", " "))
+            if len(found) == MOST_SENTENCES:
+                return found
         start = end
         line_start = end if text[end - 1] == "\n" else line_start
     if rest := text[start:].strip():
@@ -148,6 +154,6 @@ def is_words(line: str, letters: int | None = None) -> bool:
         return False
     spaces = line.count(" ")
     letters = sum(map(len, WORD.findall(line))) if letters is None else letters
-    if letters + spaces < 0.75 * len(line) or (line[0] == "(" and line[-1] == ")"):
+    if letters + spaces < 0.75 * len(line) or len(CODE.findall(line)) > 1 + 0.04 * len(line):
         return False
     return line.endswith(SENTENCE_ENDS) or spaces >= 3 or not line.isascii() or line.replace(" ", "").isalpha()

@@ -4,7 +4,7 @@ from typing import assert_never
 
 from memory.digest.data import shorten_json
 from memory.digest.facts import facts_line
-from memory.digest.fit import CountTokens, clean, fits, trim
+from memory.digest.fit import CountTokens, clean, excerpt, fits, trim
 from memory.digest.log import shorten_log
 from memory.digest.other import shorten_other
 from memory.digest.pick import Kind, pick
@@ -32,7 +32,7 @@ def shorten(text: str, budget_tokens: int, count: CountTokens, kind: Kind | None
             return shorten_log(text, budget_tokens, count)
         case Kind.PROSE:
             told = shorten_prose(text, int(budget_tokens * (1 - FACTS_SHARE)), count)
-            line = facts_line(clean(text), told, budget_tokens - count(told) - 2, count)
+            line = facts_line(excerpt(clean(text)), told, budget_tokens - count(told) - 2, count)
             return trim([told, line], budget_tokens, count) or shorten_other(text, budget_tokens, count)
         case Kind.OTHER:
             return shorten_other(text, budget_tokens, count)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from memory.digest.fit import CountTokens, Piece, choose, clean, fits, trim
+from memory.digest.fit import CountTokens, Piece, choose, clean, excerpt, fits, trim
 from memory.digest.ledger import Ledger, parse
 from memory.digest.pick import Kind, pick
 from memory.digest.prose import NO_SENTENCE, SENTENCE_ENDS, is_telling, look, sentences, shorten_prose
@@ -92,7 +92,7 @@ def told(pieces: Sequence[Piece]) -> str:
 
 def hear(line: Line) -> Heard:
     """Take a message apart into words, output, calls and commands."""
-    text = clean(line.text)
+    text = excerpt(clean(line.text))
     if line.role in TOOL_ROLES:
         return Heard(line, output=text)
     if line.role == "user":

@@ -488,6 +488,7 @@ async def test_what_is_not_http_is_a_502(wire, said):
 )
 async def test_requests_that_could_be_read_in_two_ways_never_reach_the_upstream(wire, head, status):
     upstream, base_url = wire
+    upstream.script = answer(b"reached")
     before = len(upstream.requests)
     async with connected(base_url) as client:
         await client.send(head)
@@ -495,6 +496,15 @@ async def test_requests_that_could_be_read_in_two_ways_never_reach_the_upstream(
 
     assert got.status == status
     assert len(upstream.requests) == before
+
+
+async def test_an_offer_to_change_the_protocol_is_declined_and_ends_the_connection(wire):
+    """Java's HttpClient offers h2c with each request; on a connection kept alive, uvicorn never saw its next one."""
+    upstream, base_url = wire
+    upstream.script = answer(b"{}")
+    got = await ask(base_url, headers=[(b"Connection", b"Upgrade, HTTP2-Settings"), (b"Upgrade", b"h2c")])
+
+    assert (got.status, got.header(b"connection")) == (200, b"close")
 
 
 # Many at once

@@ -11,7 +11,7 @@ import pytest
 
 from proxy.errors import BadFraming, Silent, Unreachable, UpstreamCut
 from proxy.upstream import Reply, Upstream, forwardable, render_head
-from tests.scripted import End, ScriptedUpstream, answer, sse
+from tests.scripted import End, ScriptedUpstream, answer, cut, sse
 
 
 async def whole(reply: Reply) -> bytes:
@@ -194,6 +194,35 @@ async def test_leaving_a_reply_early_closes_its_connection(pair):
             break
 
     assert await scripted.until(lambda u: len(u.closed_at) == 1) < 1
+
+
+@pytest.mark.parametrize("end", [End.CLOSE, End.RESET])
+async def test_what_came_before_a_cut_is_given_out_even_to_a_late_reader(pair, end):
+    scripted, upstream = pair
+    scripted.script = cut(answer(b"x" * 100), len(answer(b"x" * 100)[0]) + 50, end)
+    async with upstream.send("GET", b"/", b"", [], None) as reply:
+        await asyncio.sleep(0.1)
+        chunks = reply.chunks()
+        assert await anext(chunks) == b"x" * 50
+        with pytest.raises(UpstreamCut):
+            await anext(chunks)
+
+
+async def test_an_answer_ends_the_upload_it_did_not_wait_for(pair):
+    scripted, upstream = pair
+    scripted.eager = answer(b"enough", 413)
+    ended = asyncio.Event()
+
+    async def pieces() -> AsyncIterator[bytes]:
+        try:
+            yield b"first"
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with upstream.send("POST", b"/", b"", [], pieces()) as reply:
+        assert (reply.status, await whole(reply)) == (413, b"enough")
+    await asyncio.wait_for(ended.wait(), 1)
 
 
 async def test_an_upload_to_an_upstream_that_reads_nothing_ends():
