@@ -347,7 +347,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--limit", type=int, help="at most N questions of a set, drawn with the seed")
     parser.add_argument("--concurrency", type=int, default=4, help="requests at a time (default 4)")
     parser.add_argument(
-        "--settle-seconds", type=float, default=900, help="how long to wait for embeddings (default 900)"
+        "--settle-seconds", type=float, default=1_800, help="how long to wait for embeddings (default 1,800)"
     )
     given = parser.parse_args()
     given.ways = [way for way in ("fresh", "settled") if way in given.ways.split(",")]

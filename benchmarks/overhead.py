@@ -396,7 +396,7 @@ def checks(bench: Bench) -> dict[str, bool]:
     held = {"every request answered": not bench.failures}
     if bench.infold is None:
         return held
-    busy = max(1.0, median(bench.rows[0].direct) * MILLISECOND / QUIET_MS)
+    busy = min(4.0, max(1.0, median(bench.rows[0].direct) * MILLISECOND / QUIET_MS))
     slack = 5 * busy if bench.quick else 1
     for row in bench.rows:
         if row.aim_ms and row.infold:

@@ -153,9 +153,14 @@ def infold_server(workspace: Path, upstream: str, serve: str = "", core: int | N
     return Server("infold", command, port, workspace / "infold.log", "/readyz", environment, core)
 
 
+def leave(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
+
+
 @contextmanager
 def workspace(keep: bool = False) -> Iterator[Path]:
     """A folder for this run's data and logs."""
+    signal.signal(signal.SIGTERM, leave)  # so that whoever stops a benchmark stops its servers, too
     folder = Path(tempfile.mkdtemp(prefix="infold-bench-"))
     folder.chmod(0o755)  # the embedded PostgreSQL may run as another user
     try:

@@ -269,7 +269,7 @@ def _cut_block(text: str, start: int, stop: int, max_tokens: int, overlap_tokens
         yield _trimmed(text, starts[first], cut)
         begin, first = first, bisect_left(starts, cut)
         if not ends_thought:
-            again = bisect_left(words, words[first - overlap_tokens])
+            again = bisect_left(words, words[max(first - overlap_tokens, 0)])
             first = again if again > begin else first
     if first < len(starts):
         yield _trimmed(text, starts[first], stop)

@@ -10,7 +10,7 @@ from memory.assemble import Counted, Piece, displaced, late_systems, system
 from memory.errors import CannotFit
 from memory.identify import fresh_from, newest_user
 from memory.messages import first_turn
-from memory.prices import block_stays, input_cost, rollover_pays
+from memory.prices import block_allowance, block_stays, input_cost, rollover_pays
 from memory.prompts import HELD_BACK
 from memory.segment import segment
 from memory.types import Block, Budget, Form, Frozen, Placement, Prices
@@ -57,6 +57,13 @@ class Standing:
     @property
     def turns(self) -> int:
         return sum(message.role == "assistant" for message in self.counted.line.messages)
+
+    def allowance(self, max_share: float, blocks: Iterable[Block]) -> int:
+        """Tokens that may still be spent on blocks in this session."""
+        spent = {block.asked: block.paid_tokens for block in blocks}
+        answers = [i for i, message in enumerate(self.counted.line.messages) if message.role == "assistant"]
+        first = int(max_share * self.budget.window)
+        return block_allowance(self.counted.front, self.counted.tokens, answers, first, sum(spent.values()))
 
     @property
     def due(self) -> bool:

@@ -16,6 +16,7 @@ K1 = 1.2  # how soon more of the same term stops counting
 B = 0.75  # how much a long text is held back
 
 CACHED_RUN_CHARS = 60  # a longer run of characters is seldom met again
+DENSE_RUN_CHARS = 20  # text with longer runs on average has few spaces to cut at
 WHOLE_CHARS = 80  # a longer path, URL or key counts by its parts alone
 SPLIT_CACHE_RUNS = 16_384
 
@@ -56,6 +57,8 @@ def terms(text: str) -> Terms:
     day, month and year besides its words, so `8 May 2023` and `2023-05-08` meet.
     """
     runs = text.split()
+    if len(text) > len(runs) * DENSE_RUN_CHARS:
+        runs = RUN.findall(text)  # minified JSON, Chinese: cut at its signs
     counts: dict[str, int] = {}
     length = 0
     months: set[str] = set()

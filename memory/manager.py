@@ -209,7 +209,9 @@ class MemoryManager:
             await self._recorder.store_line(wire.to_record(), state.known)
             frozen = await asyncio.to_thread(roll, self._rollover(wire, counted, budget, dialect), state.frozen)
             blocks = {}
-        return await self._assemble(wire, standing, frozen, blocks, why, dialect, away)
+        now = replace(standing, frozen=frozen, blocks=blocks)
+        allowance = now.allowance(self._settings.recall.max_share, state.blocks)
+        return await self._assemble(wire, standing, now, allowance, why, dialect, away)
 
     def _rollover(self, wire: Prepared, counted: Counted, budget: Budget, dialect: Dialect) -> Rollover:
         return Rollover(
@@ -228,24 +230,25 @@ class MemoryManager:
     async def _assemble(
         self,
         wire: Prepared,
-        standing: Standing,
-        frozen: Frozen,
-        blocks: Mapping[int, Block],
+        before: Standing,
+        now: Standing,
+        allowance: int,
         why: str | None,
         dialect: Dialect,
         away: str | None,
     ) -> Prepared:
-        counted = standing.counted
-        now = replace(standing, frozen=frozen, blocks=blocks)
+        """The block, and the messages to forward. `before` is how the prompt stood before a rollover."""
+        counted, frozen, blocks = now.counted, now.frozen, now.blocks
+        assert frozen is not None
         search = self._search_for(wire, now, dialect)
         block = None
         if search.position not in blocks:
-            block = await self._reinject(wire.caller, search, now, rolled=why is not None)
+            block = await self._reinject(wire.caller, search, now, allowance, rolled=why is not None)
             blocks = {**blocks, search.position: block}
         pieces = assemble(counted, frozen, blocks)
         forwarded = counted.fixed + sum(piece.placement.tokens for piece in pieces)
         fresh_block = block.tokens(len(counted.line)) if block else 0
-        direct, ours = saved_input(standing, forwarded, why is not None, fresh_block)
+        direct, ours = saved_input(before, forwarded, why is not None, fresh_block)
         return replace(
             wire,
             body=dialect.render(counted.asked, [piece.raw for piece in pieces]),
@@ -255,7 +258,7 @@ class MemoryManager:
             block_tokens=sum(b.tokens(len(counted.line)) for b in blocks.values()),
             rolled=why,
             saved_usd=direct - ours if wire.model.prices else None,
-            record=explain(standing, why, pieces, frozen, blocks.get(search.position)),
+            record=explain(before, why, pieces, frozen, blocks.get(search.position)),
             folds=self._remember(counted.line, frozen if why else None, block),
         )
 
@@ -274,14 +277,23 @@ class MemoryManager:
             floor=self._settings.recall.floor,
         )
 
-    async def _reinject(self, caller: Caller, search: Search, standing: Standing, rolled: bool) -> Block:
+    async def _reinject(
+        self, caller: Caller, search: Search, standing: Standing, allowance: int, rolled: bool
+    ) -> Block:
+        """Search for what belongs before the newest user message.
+
+        With a cold cache filling the prompt up costs no more than the client's own, longer prompt would have.
+        """
         budget = standing.budget
         room = max(budget.limit - standing.tokens, 0)
-        share = min(int(self._settings.recall.max_share * budget.window), room)
-        fills = rolled and (standing.cold or not search.in_loop)
-        similar = await self._similar(caller, search)
-        search = replace(search, similar=similar)
-        return await asyncio.to_thread(reinject, search, share, room if fills else share)
+        share = min(int(self._settings.recall.max_share * budget.window), room, allowance)
+        fill = share
+        if rolled and (standing.cold or not search.in_loop):
+            fill = room if standing.cold else min(room, allowance)
+        search = replace(search, similar=await self._similar(caller, search))
+        block = await asyncio.to_thread(reinject, search, share, fill)
+        paid = block.kept_tokens if standing.cold else max(block.kept_tokens, block.filled_tokens)
+        return replace(block, paid_tokens=paid)
 
     async def _similar(self, caller: Caller, search: Search) -> dict[int, float]:
         """Cosines of displaced messages to the newest user message; none where embedding is not at hand."""

@@ -4,9 +4,12 @@ All amounts are token counts times `Prices`, so they are dollars where the price
 are not. A provider charges `cached` for the longest prefix it has seen lately, `write` for the rest.
 """
 
+from collections.abc import Sequence
 from math import sqrt
 
 from memory.types import Budget, Prices
+
+BLOCK_SHARE = 0.01  # of all tokens that a session has asked, for blocks; a cached read costs a tenth, a block the whole
 
 
 def input_cost(tokens: int, cached_tokens: int, prices: Prices) -> float:
@@ -57,3 +60,24 @@ def block_stays(block: int, behind: int, budget: Budget, prices: Prices) -> bool
     read_on = block * prices.cached * turns_left
     sooner = block / room * budget.target * max(prices.write - prices.cached, 0.0)
     return read_on + sooner < behind * max(prices.write - prices.cached, 0.0)
+
+
+def block_allowance(front: int, tokens: Sequence[int], answers: Sequence[int], first: int, spent: int) -> int:
+    """Tokens that a session may still spend on blocks: what recall costs stays small beside what a session costs.
+
+    Directly, each request so far has read its whole history, mostly from the cache. Blocks may add BLOCK_SHARE of
+    those tokens, and `first` at once. That bounds their price at about a tenth of the bill where a cached read costs
+    a tenth, and at less where it costs more.
+
+    Args:
+        front: tokens of system messages and tools.
+        tokens: of each message of the line.
+        answers: positions of the assistant's messages; each was a request.
+        spent: tokens of the blocks so far.
+    """
+    asked, total, position = 0, front, 0
+    for answer in answers:
+        total += sum(tokens[position:answer])
+        position = answer
+        asked += total
+    return max(int(first + BLOCK_SHARE * asked) - spent, 0)

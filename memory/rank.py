@@ -1,34 +1,56 @@
 """Which earlier messages belong beside the newest one: an order by relevance, and a choice that fits.
 
-Pure. Terms and embeddings of the messages come in ready; where they are kept is not this file's concern.
+Pure. Terms of the messages and cosines to the newest one come in ready; who keeps them is not this file's concern.
+The weights below were swept on the development halves of the benchmark sets; the plateau is wide.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from memory.lexical import Terms, bm25, frequencies, terms
+from memory.excerpt import excerpt
+from memory.lexical import Floats, Terms, bm25, frequencies, rarity, terms
 
-Floats = NDArray[np.float64]
-
-RADIUS = 2  # neighbours on each side that make a window
-MESSAGE, WINDOW, DENSE = 1.0, 1.0, 1.0  # weights of the three rankings
+RADIUS = 5  # neighbours on each side that lend a message their terms, the nearest most
+MESSAGE, WINDOW = 1.0, 1.0  # weight of a message's own terms, and of those around it
+SPEAKER = 0.4  # how much more a message counts whose speaker is named
 CONTEXT = 0.25  # weight of a term that stands only in the calls before, not in the newest message
-FLOOR = 0.0  # smallest score that may come back; see `rank`
-RUN_TOKENS = 8  # header of a run of neighbouring quoted messages
-MESSAGE_TOKENS = 4  # role and separator of a quoted message
+THRIFT = 0.4  # 0: the best messages come first, 1: those that give most for each token
+MOST_CELLS = 250_000  # messages x query terms that are looked at; beyond, the query keeps its rarest terms
+SMALLEST_PART = 96  # tokens: a shorter piece of a message is not worth its heading
+
+# Words that ask, and say nothing of what is asked for.
+ASKING = frozenset(
+    terms(
+        "what when where who whom whose which why how do does did is are was were be been am have has had"
+        " can could will would shall should may might must"
+    ).counts
+)
+
+
+# `[8 May 2023] Caroline: ` before the text, as transcripts have it.
+SPEAKER_BEFORE = re.compile(r"(?:\[[^\]\n]{1,60}\]\s?)?([^\W\d_][\w .'\u2019-]{0,48}):\s")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """Tokens that quoting costs beside the text."""
+
+    message: int = 16  # each message: role, name, id
+    run: int = 0  # each run of neighbouring messages
+
+
+QUOTED = Frame()
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What is looked for: weighted terms of the newest message in its context."""
+    """What is looked for."""
 
-    weights: Mapping[str, float]
+    weights: Mapping[str, float]  # of each term, 0 to 1
     names: frozenset[str] = frozenset()  # capitalised words, folded: perhaps speakers
-    vector: NDArray[np.float32] | None = None  # (384,), unit length
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,87 +63,161 @@ class Passage:
     text: str
     tokens: int  # of the text, as the provider counts
     terms: Terms
-    vectors: NDArray[np.float32] | None = None  # (chunks, 384), unit length; None until the job has made them
 
 
 @dataclass(frozen=True, slots=True)
 class Ranked:
     position: int
-    score: float  # 0 or more; 1 is as relevant as the best
+    score: float  # 0 to about 1: the share of the query, by rarity, that the message and its neighbours hold
     why: str
 
 
 @dataclass(frozen=True, slots=True)
-class Quote:
+class Ranking:
+    """Messages by relevance, best first, and what each term of the query weighed."""
+
+    found: tuple[Ranked, ...]
+    weights: Mapping[str, float]
+
+    def __iter__(self) -> Iterator[Ranked]:
+        return iter(self.found)
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
     """A message for the block; `start` and `stop` cut its text where the whole does not fit."""
 
     position: int
-    tokens: int
+    tokens: int  # with what quoting it costs
     start: int = 0
     stop: int | None = None  # None: to the end
 
 
-def query(newest: str, context: Sequence[str] = (), vector: NDArray[np.float32] | None = None) -> Query:
+def query(newest: str, context: Sequence[str] = ()) -> Query:
     """Make a query of the newest user message; `context` is the last calls and results of an agent's loop."""
-    weights = dict.fromkeys(terms(newest).counts, 1.0)
+    found = terms(newest).counts.keys()
+    weights = dict.fromkeys(found - ASKING or found, 1.0)
     for text in context:
-        for term in terms(text).counts:
+        for term in terms(text).counts.keys() - ASKING:
             weights.setdefault(term, CONTEXT)
     names = frozenset(word.lower() for word in re.findall(r"[^\W\d_]+", newest) if word[0].isupper())
-    return Query(weights, names, vector)
+    return Query(weights, names)
 
 
-def rank(wanted: Query, passages: Sequence[Passage]) -> list[Ranked]:
-    """Order passages by relevance, best first."""
+def rank(wanted: Query, passages: Sequence[Passage], similar: Mapping[int, float] | None = None) -> Ranking:
+    """Order messages by relevance.
+
+    Args:
+        passages: in the order of the conversation.
+        similar: cosine of a message's best chunk to the newest user message, by position, where embeddings are ready.
+    """
     if not passages:
-        return []
-    words = list(wanted.weights)
-    weights = np.array([wanted.weights[word] for word in words])
-    tf = frequencies([passage.terms for passage in passages], words)
+        return Ranking((), {})
+    words, tf, weights = look_up(wanted, passages)
     lengths = np.array([passage.terms.length for passage in passages], dtype=np.float64)
-    message = bm25(tf, lengths, weights)
-    window = bm25(spread(tf, RADIUS), spread(lengths[:, None], RADIUS)[:, 0], weights)
-    scores = MESSAGE * scaled(message) + WINDOW * scaled(window)
-    if wanted.vector is not None:
-        scores += DENSE * scaled(similarity(wanted.vector, passages))
-    scores = scaled(scores)
+    own = coverage(tf, lengths, weights)
+    around = coverage(spread(tf), spread(lengths[:, None])[:, 0], weights)
+    scores = (MESSAGE * own + WINDOW * around) / (MESSAGE + WINDOW)
+    if wanted.names:
+        scores *= 1 + SPEAKER * np.array([share_named(passage, wanted.names) for passage in passages])
     order = np.argsort(-scores, kind="stable")
-    return [Ranked(passages[i].position, float(scores[i]), "terms") for i in order]
+    found = tuple(Ranked(passages[i].position, float(scores[i]), "terms") for i in order)
+    return Ranking(found, dict(zip(words, (weights * rarity(tf)).tolist(), strict=True)))
 
 
-def spread(rows: Floats, radius: int) -> Floats:
-    """Sum each row with its neighbours up to `radius` away."""
-    sums = np.concatenate([np.zeros((1, rows.shape[1])), np.cumsum(rows, axis=0)])
-    index = np.arange(len(rows))
-    low, high = np.maximum(index - radius, 0), np.minimum(index + radius + 1, len(rows))
-    return sums[high] - sums[low]
+def look_up(wanted: Query, passages: Sequence[Passage]) -> tuple[list[str], Floats, Floats]:
+    """The query's terms, how often each stands in each message, and its weight."""
+    words = list(wanted.weights)
+    tf = frequencies([passage.terms for passage in passages], words)
+    weights = np.array([wanted.weights[word] for word in words])
+    most = max(MOST_CELLS // len(passages), 16)
+    if len(words) > most:
+        keep = np.sort(np.argsort(-weights * rarity(tf) * (tf > 0).any(axis=0), kind="stable")[:most])
+        words, tf, weights = [words[i] for i in keep], tf[:, keep], weights[keep]
+    return words, tf, weights
 
 
-def scaled(scores: Floats) -> Floats:
-    best = scores.max(initial=0.0)
-    return scores / best if best > 0 else scores
+def coverage(tf: Floats, lengths: Floats, weights: Floats) -> Floats:
+    """BM25 as a share of what a text could have that holds every term of the query: 0 to 1."""
+    worth = weights * rarity(tf)
+    most = float(worth.sum())
+    return bm25(tf, lengths, worth) / most if most > 0 else np.zeros(len(tf))
 
 
-def similarity(vector: NDArray[np.float32], passages: Sequence[Passage]) -> Floats:
-    """Cosine of the best chunk of each passage; 0 where there is none yet."""
-    return np.array([0.0 if p.vectors is None else max(0.0, float((p.vectors @ vector).max())) for p in passages])
+def spread(rows: Floats) -> Floats:
+    """Add to each row its neighbours, less and less with distance."""
+    total = rows.copy()
+    for distance in range(1, min(RADIUS, len(rows) - 1) + 1):
+        weight = 1 - distance / (RADIUS + 1)
+        total[distance:] += weight * rows[:-distance]
+        total[:-distance] += weight * rows[distance:]
+    return total
+
+
+def share_named(passage: Passage, names: frozenset[str]) -> float:
+    """How much of the speaker's name is named: `PhD B` by "What did PhD C say" half."""
+    before = None if passage.speaker else SPEAKER_BEFORE.match(passage.text)
+    speaker = before[1] if before else passage.speaker
+    parts = re.findall(r"[^\W_]+", speaker.lower()) if speaker else []
+    return sum(part in names for part in parts) / len(parts) if parts else 0.0
 
 
 def select(
-    ranked: Sequence[Ranked], passages: Sequence[Passage], budget_tokens: int, floor: float = FLOOR
-) -> tuple[Quote, ...]:
-    """Choose what comes back: best first while it fits, in the order of the conversation."""
+    ranking: Ranking,
+    passages: Sequence[Passage],
+    budget_tokens: int,
+    floor: float = 0.0,
+    count: Callable[[str], int] | None = None,
+    frame: Frame = QUOTED,
+) -> tuple[Chosen, ...]:
+    """Choose what comes back, in the order of the conversation.
+
+    Whole messages come first, relevance weighed against tokens; in what is left, the most relevant message that does
+    not fit is quoted in part. Neighbours of a relevant message are relevant by their closeness.
+
+    Args:
+        floor: smallest score that may come back.
+        count: text to tokens; without it nothing is quoted in part.
+    """
     at = {passage.position: passage for passage in passages}
-    chosen: dict[int, Quote] = {}
-    left = budget_tokens
-    for candidate in ranked:
-        if candidate.score <= floor:
+    relevant = [ranked for ranked in ranking if ranked.score > floor]
+    chosen = wholes(relevant, at, budget_tokens, frame)
+    if count:
+        taken = {choice.position for choice in chosen}
+        rest = [at[ranked.position] for ranked in relevant if ranked.position not in taken]
+        left = budget_tokens - sum(choice.tokens for choice in chosen)
+        chosen.extend(parts(rest, ranking.weights, left, count, frame))
+    return tuple(sorted(chosen, key=lambda choice: choice.position))
+
+
+def wholes(relevant: Sequence[Ranked], at: Mapping[int, Passage], budget_tokens: int, frame: Frame) -> list[Chosen]:
+    """Whole messages while they fit, those first that give most for their tokens."""
+    chosen: dict[int, Chosen] = {}
+    for ranked in sorted(relevant, key=lambda r: -r.score / (at[r.position].tokens + frame.message) ** THRIFT):
+        position = ranked.position
+        cost = at[position].tokens + frame.message
+        if position - 1 not in chosen and position + 1 not in chosen:
+            cost += frame.run
+        if cost <= budget_tokens:
+            chosen[position] = Chosen(position, cost)
+            budget_tokens -= cost
+    return list(chosen.values())
+
+
+def parts(
+    relevant: Sequence[Passage],
+    weights: Mapping[str, float],
+    budget_tokens: int,
+    count: Callable[[str], int],
+    frame: Frame,
+) -> Iterator[Chosen]:
+    """Parts of messages that do not fit, the most relevant first."""
+    heading = frame.message + frame.run
+    for passage in relevant:
+        if budget_tokens < SMALLEST_PART + heading:
             break
-        passage = at[candidate.position]
-        cost = passage.tokens + MESSAGE_TOKENS
-        if candidate.position - 1 not in chosen and candidate.position + 1 not in chosen:
-            cost += RUN_TOKENS
-        if cost <= left:
-            chosen[candidate.position] = Quote(candidate.position, cost)
-            left -= cost
-    return tuple(chosen[position] for position in sorted(chosen))
+        found = excerpt(passage.text, weights, budget_tokens - heading, count)
+        if found:
+            cost = count(passage.text[found.start : found.stop]) + heading
+            yield Chosen(passage.position, cost, found.start, found.stop)
+            budget_tokens -= cost

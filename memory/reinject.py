@@ -60,7 +60,7 @@ def reinject(search: Search, share_room: int, fill_room: int) -> Block:
     if fill_room > share_room:
         quotes = choose(search, fill_room)
         filled, filled_tokens = render(search, quotes)
-    return Block(search.position, len(search.line), kept, kept_tokens, filled, filled_tokens, quotes)
+    return Block(search.position, len(search.line), kept, kept_tokens, filled, filled_tokens, quotes=quotes)
 
 
 def choose(search: Search, room: int) -> tuple[Quote, ...]:

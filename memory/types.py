@@ -125,6 +125,7 @@ class Block:
     kept_tokens: int
     filled: bytes = b""  # b"": the same as `kept`
     filled_tokens: int = 0
+    paid_tokens: int = 0  # what it took from the session's allowance; see prices.block_allowance
     quotes: tuple[Quote, ...] = ()
 
     def raw(self, messages: int) -> bytes:

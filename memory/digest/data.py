@@ -7,14 +7,12 @@ from itertools import islice
 
 import msgspec
 
-from memory.digest.facts import facts_line
-from memory.digest.fit import CountTokens, Piece, choose, clean, excerpt, fits, trim
+from memory.digest.fit import CountTokens, Piece, choose, fits, trim
 
 SMALL_CHARS = 200  # a member up to here is told as it is; larger ones by their shape and their own members
 MOST_ROWS = 1_000  # of an array, that are looked at: the first, the last, those that tell of errors, every n-th
 MOST_KEYS = 40  # of a shape
 DEPTH = 32  # of members within members
-FACTS_SHARE = 0.2  # of the budget
 
 Json = Mapping[str, "Json"] | Sequence["Json"] | str | int | float | bool | None
 Parsed = dict[str, msgspec.Raw] | list[msgspec.Raw]  # members and rows as they were written
@@ -44,12 +42,7 @@ def shorten_json(text: str, budget_tokens: int, count: CountTokens) -> str | Non
         pieces = list(told("", whole.encode(), 0.0, counting()))
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return None
-    chosen = choose(pieces, int(budget_tokens * (1 - FACTS_SHARE)), count)
-    shown = trim([piece.text for piece in chosen], budget_tokens, count)
-    if not shown:
-        return ""
-    line = clean(facts_line(excerpt(text), shown, budget_tokens - count(shown) - 2, count))
-    return trim([shown, line], budget_tokens, count)
+    return trim([piece.text for piece in choose(pieces, budget_tokens, count)], budget_tokens, count)
 
 
 def told(path: str, written: bytes, depth: float, places: Iterator[int]) -> Iterator[Piece]:

@@ -1,17 +1,13 @@
-"""The facts of one text: as a list, as a line beside a shorter telling, and what such a telling lost."""
+"""The facts of one text: as a list, and what a shorter telling of it lost."""
 
 import re
 from collections.abc import Iterator
 
-from memory.digest.fit import CountTokens
 from memory.digest.prose import WORD, is_telling, sentences
-from memory.digest.values import Fact, FactKind, scan
+from memory.digest.values import FactKind, scan
 
 SENTENCE_WORTH = 2.2  # of a sentence that denies or decides, among facts
 SENTENCE_CHARS = 160  # longer ones are no facts
-HEAD = "facts: "
-HEAD_TOKENS = 4
-TRIES = 16  # values too long for the room that is left, before we stop looking
 COMMON = frozenset({FactKind.NUMBER, FactKind.QUOTE, FactKind.CAPS, FactKind.SHORT})  # too common to be asked for
 
 
@@ -55,29 +51,3 @@ def longer_words(sentence: str) -> frozenset[str]:
 
 def telling_sentences(text: str) -> Iterator[str]:
     return (s for s in sentences(text) if len(s) <= SENTENCE_CHARS and is_telling(s))
-
-
-def facts_line(text: str, shown: str, budget_tokens: int, count: CountTokens) -> str:
-    """One line with the values of `text` that `shown` does not show; "" when there is no room or nothing to tell."""
-    values: list[str] = []
-    room, passed_over = budget_tokens - HEAD_TOKENS, 0
-    if room < HEAD_TOKENS:
-        return ""
-    for fact in ranked(text):
-        if room < 2 or passed_over > TRIES:
-            break
-        if fact.value in shown or "\n" in fact.value:
-            continue
-        cost = count(f"; {fact.value}")
-        if cost > room:
-            passed_over += 1
-            continue
-        values.append(fact.value)
-        room -= cost
-    while values and count(HEAD + "; ".join(values)) > budget_tokens:
-        values.pop()
-    return HEAD + "; ".join(values) if values else ""
-
-
-def ranked(text: str) -> list[Fact]:
-    return sorted(scan(text), key=lambda fact: -fact.worth)

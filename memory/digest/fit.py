@@ -9,7 +9,9 @@ CountTokens = Callable[[str], int]  # the tokens of a text
 CHARS_IN_A_TOKEN = 128  # no token of OpenAI's vocabularies is longer, so more text than this never fits
 EXAMINED_CHARS = 200_000  # of one text, from both its ends; a digest shows a small part of that
 WORD_START = re.compile(r"[^\s\u2e80-\u9fff\uac00-\ud7af\uff00-\uffef]*+")  # of a script with spaces
-UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # lone surrogates cannot be encoded
+REPLACED = [*range(9), 11, 12, *range(14, 32), 127, *range(0xD800, 0xE000)]  # controls, lone surrogates
+UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+TO_REPLACEMENT = dict.fromkeys(REPLACED, "\ufffd")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +25,8 @@ class Piece:
 
 def clean(text: str) -> str:
     """Text without control characters and lone surrogates, which neither a prompt nor a table takes well."""
-    return UNPRINTABLE.sub("\ufffd", text.replace("\r\n", "\n"))
+    text = text.replace("\r\n", "\n")
+    return text.translate(TO_REPLACEMENT) if UNPRINTABLE.search(text) else text
 
 
 def excerpt(text: str, chars: int = EXAMINED_CHARS) -> str:

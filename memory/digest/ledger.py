@@ -34,7 +34,8 @@ class Entry:
     last: int = 0  # the number of the text where it stood last
 
     def score(self, texts: int) -> float:
-        """How likely it is needed again. Weights: chosen on agent transcripts, see `docs/decisions.md`."""
+        """How likely it is needed again. The weights come from a small search over agent transcripts; near them
+        the share of values that later actions need changes little."""
         repeated = math.log2(1 + min(self.messages, 16))
         return self.worth + 1.5 * repeated + 2.0 * self.asked + 3.0 * self.used + 2.5 * self.last / max(texts, 1)
 
@@ -84,14 +85,14 @@ class Ledger:
             entry.messages += entry.last != self.texts
             entry.last = self.texts
 
-    def lines(self, shown: str, budget_tokens: int, count: CountTokens) -> list[str]:
+    def lines(self, shown: str, budget_tokens: int, count: CountTokens, without: str = "") -> list[str]:
         """Facts that `shown` does not show, as `tool facts: label: value, value; label: value`."""
         groups: dict[str, dict[str, list[str]]] = {}
         room, passed_over = budget_tokens - 4, 0
         for entry in sorted(self.entries.values(), key=lambda entry: -entry.score(self.texts)):
             if room < 3 or passed_over > TRIES:
                 break
-            if entry.value in shown:
+            if entry.value in shown or entry.label == without:
                 continue
             labels = groups.get(entry.source, {})
             cost = count(" " + entry.value) + 1 + (0 if entry.label in labels else count(entry.label) + 3)
@@ -101,7 +102,7 @@ class Ledger:
             room -= cost
             shown = f"{shown}\n{entry.value}\n{entry.label}"
             groups.setdefault(entry.source, {}).setdefault(entry.label, []).append(entry.value)
-        return [line for source, labels in groups.items() for line in pack(f"{source} facts: ", labels)]
+        return [line for source, labels in groups.items() for line in pack(f"{source} facts: ".lstrip(), labels)]
 
 
 def found(fact: Fact) -> Found:

@@ -1,24 +1,24 @@
-"""Everything else (code, listings, tables, blobs): the head, the tail, and a line of facts about the middle."""
+"""Everything else (code, listings, tables, blobs): the head and the tail, and how much is left out between them."""
 
-from memory.digest.facts import facts_line
-from memory.digest.fit import CHARS_IN_A_TOKEN, CountTokens, clean, excerpt, to_word_end, to_word_start, trim
+from memory.digest.fit import CHARS_IN_A_TOKEN, CountTokens, clean, to_word_end, to_word_start
 
-HEAD_SHARE, TAIL_SHARE = 0.4, 0.25  # of the budget; the rest is for facts
+HEAD_SHARE = 0.6  # of the budget; the rest is for the tail
+GAP_TOKENS = 10  # of `[... 12,345 lines ...]`
+CHARS_PER_TOKEN = 3  # to begin with, where a line is cut
 
 
 def shorten_other(text: str, budget_tokens: int, count: CountTokens) -> str:
-    """Whole lines from both ends with the gap marked, then facts. One huge line is cut between words."""
+    """Whole lines from both ends with the gap marked; a text whose lines do not fit is cut between words."""
     text = clean(text)
     lines = text.splitlines()
-    head = take(lines, int(budget_tokens * HEAD_SHARE), count)
-    tail = take(lines[len(head) :][::-1], int(budget_tokens * TAIL_SHARE), count)[::-1]
-    if not head and not tail:
-        shown = ends(text, int(budget_tokens * (HEAD_SHARE + TAIL_SHARE)), count)
-    else:
-        left = len(lines) - len(head) - len(tail)
-        shown = "\n".join([*head, *([f"[... {left:,} lines ...]"] if left else []), *tail])
-    room = budget_tokens - count(shown) - 2
-    return trim([shown, facts_line(excerpt(text), shown, room, count)], budget_tokens, count)
+    room = budget_tokens - GAP_TOKENS
+    head = take(lines, int(room * HEAD_SHARE), count)
+    tail = take(lines[len(head) :][::-1], room - int(room * HEAD_SHARE), count)[::-1]
+    left = len(lines) - len(head) - len(tail)
+    shown = "\n".join([*head, *([f"[... {left:,} lines ...]"] if left else []), *tail])
+    if (head or tail) and count(shown) <= budget_tokens:
+        return shown
+    return ends(text, budget_tokens, count)
 
 
 def take(lines: list[str], budget_tokens: int, count: CountTokens) -> list[str]:
@@ -36,10 +36,11 @@ def take(lines: list[str], budget_tokens: int, count: CountTokens) -> list[str]:
 
 def ends(text: str, budget_tokens: int, count: CountTokens) -> str:
     """Both ends of a text, cut between words, with the gap marked: `[... 12,345 chars ...]`."""
-    chars = budget_tokens * 3
-    while chars > 16:
-        head = to_word_end(text[: chars * 2 // 3 + 1])
-        tail = to_word_start(text[-(chars // 3 + 1) :])
+    chars = min(len(text), budget_tokens * CHARS_PER_TOKEN)
+    while chars > 3:
+        tail_chars = int(chars * (1 - HEAD_SHARE)) + 1
+        head = to_word_end(text[: chars - tail_chars])
+        tail = to_word_start(text[-tail_chars:])
         told = f"{head} [... {len(text) - len(head) - len(tail):,} chars ...] {tail}".strip()
         if count(told) <= budget_tokens:
             return told

@@ -48,7 +48,8 @@ TELLING_CJK = re.compile("[不没沒别未]|必须|必須|决定|決定|改为|�
 def shorten_prose(text: str, budget_tokens: int, count: CountTokens) -> str:
     """The sentences that stand for a text, whole and in order, gaps marked by an ellipsis; "" when none fits."""
     found = sentences(excerpt(clean(text)))
-    chosen = choose(map(Piece, range(len(found)), found, worths(found)), budget_tokens, count, joint_tokens=2)
+    pieces = map(Piece, range(len(found)), found, worths(found))
+    chosen = choose((p for p in pieces if p.worth > NO_SENTENCE), budget_tokens, count, joint_tokens=2)
     while chosen:
         told = join(chosen, len(found))
         if count(told) <= budget_tokens:
@@ -126,6 +127,9 @@ def worths(found: Sequence[str]) -> Iterator[float]:
     long = [{word for word in words if len(word) > 3} for _, words in looked]
     shared = Counter(chain.from_iterable(long))
     for i, ((worth, words), bag) in enumerate(zip(looked, long, strict=True)):
+        if worth == NO_SENTENCE:
+            yield worth
+            continue
         themes = sum(map(math.log, map(shared.__getitem__, bag))) / (4 + len(words))
         yield worth + themes + 0.6 * (i == 0) + 0.3 * (i == len(found) - 1)
 
@@ -133,7 +137,7 @@ def worths(found: Sequence[str]) -> Iterator[float]:
 def look(sentence: str) -> tuple[float, list[str]]:
     """What speaks for a sentence wherever it stands (figures, capitals, denials, decisions), and its words.
 
-    What is no sentence is worth `NO_SENTENCE` or little more.
+    What is no sentence is worth `NO_SENTENCE`.
     """
     if len(sentence) > SENTENCE_CHARS:
         return NO_SENTENCE, []

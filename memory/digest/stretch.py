@@ -139,11 +139,11 @@ def sentence_pieces(heard: Sequence[Heard]) -> Iterator[Piece]:
         for place, sentence in enumerate(found):
             if not 16 <= len(sentence) < SENTENCE_CHARS or not sentence.endswith(SENTENCE_ENDS):
                 continue
-            worth = look(sentence)[0] + 0.6 * (place == 0)
-            if worth > NO_SENTENCE + 1:
+            worth = look(sentence)[0]
+            if worth > NO_SENTENCE:
                 opening = " ".join(sentence.split(" ", 3)[:3])
                 at = i * SENTENCES + min(place, SENTENCES - 2)
-                yield Piece(at, f"{said.line.who}: {sentence}", worth - openings[opening])
+                yield Piece(at, f"{said.line.who}: {sentence}", worth + 0.6 * (place == 0) - openings[opening])
                 openings[opening] += 1
 
 

@@ -93,11 +93,23 @@ DATE = re.compile(
     r"\d{4}-\d{2}(?:-\d{2})?(?:T[\d:.]+Z?(?:[+-]\d\d:?\d\d)?)?|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}|\d{4}/\d{1,2}/\d{1,2}"
 )
 CLOCK = re.compile(r"\d{1,2}:\d{2}(?::\d{2}(?:\.\d+)?)?(?:am|pm)?", re.IGNORECASE)
-VERSION = re.compile(r"[vV]?\d+(?:\.\d+){1,4}(?:[-.+]?(?:rc|alpha|beta|dev|post|SNAPSHOT|RELEASE)[\w.]*)?")
+SUFFIX = r"[-.+]?(?:rc|alpha|beta|dev|post|SNAPSHOT|RELEASE)[\w.]*"
+VERSION = re.compile(rf"[vV]\d+(?:\.\d+){{0,4}}(?:{SUFFIX})?|\d+(?:\.\d+){{2,4}}(?:{SUFFIX})?|\d+(?:\.\d+)+{SUFFIX}")
+DECIMAL = re.compile(r"[+-]?\d+\.\d+")
 ORDINAL = re.compile(r"\d+(?:st|nd|rd|th|s)", re.IGNORECASE)
 DOTTED = re.compile(r"[^\W\d][\w$-]*(?:\.[\w$-]+)+")
 HUMP = re.compile(r"[a-zß-ÿ0-9][A-ZÀ-Þ]|[A-Z]{2}[a-z]")
 ERROR_ENDS = ("Error", "Exception", "Failure", "Fault", "Warning")
+FILE_ENDINGS = frozenset(
+    re.findall(
+        r"\w+",
+        "py pyi ipynb java kt scala groovy js jsx ts tsx mjs cjs vue svelte c h cc cpp hpp cs go rs rb php "
+        "swift sh bash ps1 bat sql html htm css scss less xml json jsonl yaml yml toml ini cfg conf env "
+        "properties gradle lock md rst txt log csv tsv parquet pdf doc docx xls xlsx ppt pptx png jpg jpeg "
+        "gif svg webp ico mp3 mp4 wav zip tar gz tgz bz2 xz jar war whl so dll exe bin db sqlite pem key crt "
+        "proto tf dockerfile patch diff out bak tmp",
+    )
+)
 OPENERS = frozenset(
     re.findall(r"\w+", "Hey Hi Hello Dear Thanks The This That These Those Yes No Oh And But Please If When Here")
 )
@@ -155,6 +167,8 @@ def kind_with_digits(word: str) -> FactKind | None:
         return FactKind.DATE
     if VERSION.fullmatch(word):
         return FactKind.VERSION
+    if DECIMAL.fullmatch(word):
+        return FactKind.NUMBER
     if "/" in word:
         return FactKind.PATH if any(map(str.isalpha, word)) and is_long_path(word) else None
     if ORDINAL.fullmatch(word) or ":" in word or word[0] in "$€£¥₹":
@@ -187,8 +201,7 @@ def kind_of_identifier(word: str) -> FactKind | None:
 
 
 def is_file(word: str) -> bool:
-    ending = word.rpartition(".")[2]
-    return word.count(".") == 1 and 1 < len(ending) <= 5 and ending.isalnum() and ending.islower()
+    return word.rpartition(".")[2].lower() in FILE_ENDINGS
 
 
 def is_long_path(word: str) -> bool:

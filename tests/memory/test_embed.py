@@ -186,6 +186,24 @@ def test_only_a_cut_sentence_is_told_twice() -> None:
     assert all(overlaps("word " * 900))
 
 
+@pytest.mark.parametrize("text", ["a." + ("я" * 100 + ".") * 20, ("q" * 37 + "-") * 60], ids=["whole room", "third"])
+def test_a_word_is_never_cut_and_never_left_out(text: str) -> None:
+    spans = chunks(text, 100, 25)
+
+    assert all(
+        stop == len(text) or ("." in text[stop - 1 : stop + 1] or "-" in text[stop - 1 : stop + 1]) for _, stop in spans
+    )
+    assert all(right[0] <= left[1] for left, right in pairwise(spans))
+    assert spans[-1][1] == len(text)
+
+
+def test_characters_that_the_tokenizer_drops_are_no_place_to_cut() -> None:
+    """U+001C is white space to Python; the tokenizer joins what stands on both sides, so half of it counts anew."""
+    text = ("x" * 60 + "\x1c" + "x" * 60 + ".") * 150
+
+    assert all(text[start] in "x." and text[stop - 1] == "." for start, stop in chunks(text, 100))
+
+
 def test_a_short_text_is_one_chunk_and_nothing_is_none() -> None:
     assert chunks("  hello world\n") == [(2, 13)]
     assert chunks("") == chunks(" \n\t ") == []

@@ -1,0 +1,53 @@
+"""What shrinks together stays together: a call and its results are one item."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memory.segment import segment
+from tests.conversations import assistant, calling, parse, result, user
+
+MESSAGES = {
+    "u": user("hello"),
+    "a": assistant("hello"),
+    "c": calling(("1", "{}"), ("2", "{}")),
+    "r": result("1", "found"),
+    "f": {"role": "function", "name": "look", "content": "found"},
+}
+
+
+def cut(letters: str) -> list[tuple[int, int, str]]:
+    messages = parse([MESSAGES[letter] for letter in letters]).messages
+    return [(item.start, item.stop, item.kind) for item in segment(messages, [1] * len(messages))]
+
+
+@pytest.mark.parametrize(
+    ("letters", "items"),
+    [
+        ("ua", [(0, 1, "user"), (1, 2, "assistant")]),
+        ("ucr", [(0, 1, "user"), (1, 3, "exchange")]),
+        ("ucrra", [(0, 1, "user"), (1, 4, "exchange"), (4, 5, "assistant")]),
+        ("crcr", [(0, 2, "exchange"), (2, 4, "exchange")]),
+        ("ucfu", [(0, 1, "user"), (1, 3, "exchange"), (3, 4, "user")]),
+        ("c", [(0, 1, "exchange")]),
+        ("ur", [(0, 2, "user")]),
+        ("r", [(0, 1, "tool")]),
+    ],
+)
+def test_a_line_is_cut_between_units(letters, items):
+    assert cut(letters) == items
+
+
+@given(st.text("uacrf", max_size=20), st.data())
+def test_every_message_is_in_one_item_and_no_token_is_lost(letters, data):
+    tokens = data.draw(st.lists(st.integers(0, 9_000), min_size=len(letters), max_size=len(letters)))
+    messages = parse([MESSAGES[letter] for letter in letters] or [user("x")]).messages[: len(letters)]
+    items = segment(messages, tokens)
+
+    assert [i for item in items for i in range(item.start, item.stop)] == list(range(len(letters)))
+    assert [item.tokens for item in items] == [sum(tokens[item.start : item.stop]) for item in items]
+
+
+@given(st.text("uacrf", min_size=1, max_size=20))
+def test_no_item_begins_with_a_result_but_the_first(letters):
+    assert all(letters[start] not in "rf" for start, _, _ in cut(letters)[1:])
