@@ -26,7 +26,8 @@ class Counted:
 
     @property
     def total(self) -> int:
-        return self.fixed + sum(self.system_tokens.values()) + sum(self.tokens)
+        """Of the request as the client sent it."""
+        return self.fixed + sum(self.system_tokens.values()) + sum(self.tokens[self.line.cut :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ def assemble(counted: Counted, frozen: Frozen, blocks: Mapping[int, Block]) -> t
 def pieces(counted: Counted, frozen: Frozen, blocks: Mapping[int, Block]) -> Iterator[Piece]:
     asked, line = counted.asked, counted.line
     front = first_turn(asked.messages)
-    late = late_systems(asked.messages, front)
+    late = late_systems(asked.messages, front, line.cut)
     for index in range(front):
         yield system(counted, index)
     shown = {i for part in kept_parts(frozen) for i in range(part.start, part.stop)}
@@ -83,10 +84,10 @@ def verbatim(
         yield Piece(raw, Placement(position, position + 1, Form.FULL, counted.tokens[position], why))
 
 
-def late_systems(messages: Sequence[Message], front: int) -> list[tuple[int, int]]:
+def late_systems(messages: Sequence[Message], front: int, cut: int = 0) -> list[tuple[int, int]]:
     """System messages behind the front: (index in the request, position of the line's message that follows)."""
     out = []
-    position = 0
+    position = cut
     for index, message in enumerate(messages):
         if not message.is_system:
             position += 1

@@ -7,6 +7,7 @@
       ModelError          an embedder or a summariser did not do its work
       StoreError          PostgreSQL did not do its work
         StoreUnavailable  not reachable, too slow, or shutting down: try again later
+        StoreRefused      it will never take this record
         SpoolError        the disk did not take the record either
 """
 
@@ -48,3 +49,7 @@ class StoreUnavailable(StoreError):
 
 class SpoolError(StoreError):
     """The spool file did not take the record."""
+
+
+class StoreRefused(StoreError):
+    """The database will never take this record."""

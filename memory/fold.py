@@ -140,7 +140,7 @@ def without_store(counted: Counted, budget: Budget, message: Callable[[str, str]
     start = len(line)
     for n, item in enumerate(reversed(segment(line.messages, tokens))):
         cost = item.tokens - sum(tokens[i] for i in keep if item.start <= i < item.stop)
-        if cost > room:
+        if cost > room or item.start < line.cut:
             if n == 0:
                 raise CannotFit
             break

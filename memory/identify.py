@@ -21,6 +21,7 @@ class Line:
 
     messages: tuple[Message, ...]
     nodes: tuple[bytes, ...]  # 16 bytes each; nodes[i] names messages[: i + 1]
+    cut: int = 0  # so many of the first messages stand not in the request: the client cut its history
 
     @property
     def tip(self) -> bytes:
@@ -45,6 +46,12 @@ def line(tenant: bytes, messages: Sequence[Message]) -> Line:
         parent = child(tenant, parent, message)
         nodes.append(parent)
     return Line(spoken, tuple(nodes))
+
+
+def continued(earlier: Sequence[tuple[bytes, Message]], later: Line) -> Line:
+    """A line whose client cut its history, with what it cut off before it: known nodes and their messages."""
+    nodes, messages = tuple(node for node, _ in earlier), tuple(message for _, message in earlier)
+    return Line(messages + later.messages, nodes + later.nodes, len(earlier))
 
 
 def child(tenant: bytes, parent: bytes, message: Message) -> bytes:

@@ -19,7 +19,7 @@ from memory.embed import Embedder
 from memory.errors import CannotFit, InvalidRequest, ModelError, StoreError
 from memory.explain import explain
 from memory.fold import Standing, saved_input, standing_blocks, without_store
-from memory.identify import Line, line, text_id
+from memory.identify import Line, continued, line, text_id
 from memory.lexical import Terms, terms
 from memory.messages import ChatRequest, Message
 from memory.models import RELATIVE_PRICES, ModelTable
@@ -29,8 +29,8 @@ from memory.recorder import Asked, Ended, Kept, Recorder
 from memory.reinject import Search, reinject, spoken
 from memory.settings import Settings
 from memory.store.chunks import are_embedded, similarities
-from memory.store.pool import Pool
-from memory.store.turns import FoldRow, LineState, attempt_id, find_line, pack
+from memory.store.pool import WAIT_SECONDS, Pool
+from memory.store.turns import FoldRow, LineState, attempt_id, find_line, load_path, pack
 from memory.tokens import REPLY_TOKENS, Counter
 from memory.types import Block, Budget, Frozen, Mode, Model
 
@@ -46,6 +46,7 @@ class Dialect(Protocol):
     def message_json(self, role: str, content: str) -> bytes: ...
     def with_content(self, raw: bytes, content: str) -> bytes: ...
     def render(self, request: ChatRequest, messages: Sequence[bytes]) -> bytes: ...
+    def message_of(self, raw: bytes) -> Message: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +196,12 @@ class MemoryManager:
     async def _fold(self, wire: Prepared, counted: Counted, budget: Budget, dialect: Dialect) -> Prepared:
         """Over the trigger: go on with the frozen prompt, or roll over."""
         state, away = await self._gather(wire.caller, counted.line)
+        if not state.known and not away:  # a line we meet for the first time: is it the end of one we know?
+            await self._recorder.store_line(wire.to_record(), 0)
+            stored, away = await self._gather(wire.caller, counted.line)
+            state = msgspec.structs.replace(state, known=stored.known, continues=stored.continues)
+        if state.continues is not None:
+            counted = await self._with_cut_history(wire, counted, state.continues, dialect)
         prices = wire.model.prices or RELATIVE_PRICES
         cold = state.age_seconds is None or state.age_seconds > prices.cache_seconds
         blocks = standing_blocks(counted, state.frozen, state.blocks, budget, prices)
@@ -212,6 +219,14 @@ class MemoryManager:
         now = replace(standing, frozen=frozen, blocks=blocks)
         allowance = now.allowance(self._settings.recall.max_share, state.blocks)
         return await self._assemble(wire, standing, now, allowance, why, dialect, away)
+
+    async def _with_cut_history(self, wire: Prepared, counted: Counted, tip: bytes, dialect: Dialect) -> Counted:
+        """The request on the line that its client cut: what was cut off can be searched and named again."""
+        async with self._pool.tenant(wire.caller.tenant, WAIT_SECONDS) as connection:
+            rows = await load_path(connection, wire.caller.tenant, tip)
+        earlier = [(node, dialect.message_of(raw)) for node, raw in rows]
+        tokens = self._counter.messages([message for _, message in earlier], wire.model.encoding)
+        return replace(counted, line=continued(earlier, counted.line), tokens=(*tokens, *counted.tokens))
 
     def _rollover(self, wire: Prepared, counted: Counted, budget: Budget, dialect: Dialect) -> Rollover:
         return Rollover(
@@ -302,11 +317,11 @@ class MemoryManager:
         if self._embedder is None or not gone or not newest.strip():
             return {}
         try:
-            async with self._pool.tenant(caller.tenant, 0.25) as connection:
+            async with self._pool.tenant(caller.tenant, WAIT_SECONDS) as connection:
                 if not await are_embedded(connection, caller.tenant, self._embedder.name, list(gone)):
                     return {}
             vector = (await self._embedder.embed([newest]))[0]
-            async with self._pool.tenant(caller.tenant, 0.25) as connection:
+            async with self._pool.tenant(caller.tenant, WAIT_SECONDS) as connection:
                 found = await similarities(connection, caller.tenant, self._embedder.name, list(gone), vector)
         except (StoreError, ModelError) as error:
             log.info("searching by words alone", reason=str(error))

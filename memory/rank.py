@@ -4,6 +4,7 @@ Pure. Terms of the messages and cosines to the newest one come in ready; who kee
 The weights below were swept on the development halves of the benchmark sets; the plateau is wide.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,11 +22,15 @@ THRIFT = 0.4  # 0: the best messages come first, 1: those that give most for eac
 MOST_CELLS = 250_000  # messages x query terms that are looked at; beyond, the query keeps its rarest terms
 SMALLEST_PART = 96  # tokens: a shorter piece of a message is not worth its heading
 
-# Words that ask, and say nothing of what is asked for.
-ASKING = frozenset(
+LEAST_TERMS = 2.0  # a query says as much as this many rare terms, or its scores are lower
+LEAST_SHARE = 0.05  # messages with less than this share of the best score stay out
+
+# Words that ask or answer, and say nothing of what is asked for: "what did I have", "yes, please", "ok, thanks!"
+EMPTY = frozenset(
     terms(
         "what when where who whom whose which why how do does did is are was were be been am have has had"
         " can could will would shall should may might must"
+        " yes yeah yep no nope ok okay sure thanks thank please hello hi hey continue"
     ).counts
 )
 
@@ -95,10 +100,9 @@ class Chosen:
 
 def query(newest: str, context: Sequence[str] = ()) -> Query:
     """Make a query of the newest user message; `context` is the last calls and results of an agent's loop."""
-    found = terms(newest).counts.keys()
-    weights = dict.fromkeys(found - ASKING or found, 1.0)
+    weights = dict.fromkeys(terms(newest).counts.keys() - EMPTY, 1.0)
     for text in context:
-        for term in terms(text).counts.keys() - ASKING:
+        for term in terms(text).counts.keys() - EMPTY:
             weights.setdefault(term, CONTEXT)
     names = frozenset(word.lower() for word in re.findall(r"[^\W\d_]+", newest) if word[0].isupper())
     return Query(weights, names)
@@ -111,7 +115,7 @@ def rank(wanted: Query, passages: Sequence[Passage], similar: Mapping[int, float
         passages: in the order of the conversation.
         similar: cosine of a message's best chunk to the newest user message, by position, where embeddings are ready.
     """
-    if not passages:
+    if not passages or not wanted.weights:
         return Ranking((), {})
     words, tf, weights = look_up(wanted, passages)
     lengths = np.array([passage.terms.length for passage in passages], dtype=np.float64)
@@ -140,8 +144,7 @@ def look_up(wanted: Query, passages: Sequence[Passage]) -> tuple[list[str], Floa
 def coverage(tf: Floats, lengths: Floats, weights: Floats) -> Floats:
     """BM25 as a share of what a text could have that holds every term of the query: 0 to 1."""
     worth = weights * rarity(tf)
-    most = float(worth.sum())
-    return bm25(tf, lengths, worth) / most if most > 0 else np.zeros(len(tf))
+    return bm25(tf, lengths, worth) / max(float(worth.sum()), LEAST_TERMS * math.log1p(len(tf)))
 
 
 def spread(rows: Floats) -> Floats:
@@ -176,11 +179,13 @@ def select(
     not fit is quoted in part. Neighbours of a relevant message are relevant by their closeness.
 
     Args:
-        floor: smallest score that may come back.
+        floor: best score below which nothing is relevant; an unrelated question stays under it.
         count: text to tokens; without it nothing is quoted in part.
     """
     at = {passage.position: passage for passage in passages}
-    relevant = [ranked for ranked in ranking if ranked.score > floor]
+    best = max((ranked.score for ranked in ranking), default=0.0)
+    least = LEAST_SHARE * best if best > floor else best
+    relevant = [ranked for ranked in ranking if ranked.score > least]
     chosen = wholes(relevant, at, budget_tokens, frame)
     if count:
         taken = {choice.position for choice in chosen}

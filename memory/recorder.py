@@ -14,7 +14,7 @@ import orjson
 import structlog
 
 from memory.bounded import Bounded
-from memory.errors import SpoolError, StoreError
+from memory.errors import InvalidRequest, SpoolError, StoreError, StoreRefused
 from memory.identify import Line, child, session_id
 from memory.messages import ChatRequest, Message
 from memory.spool import Spool
@@ -36,6 +36,7 @@ log = structlog.get_logger()
 STORED_NODES = 200_000  # that this process knows to be stored
 FEW_MESSAGES = 8  # so many are written again rather than asked about
 SMALL = 32 * 1024
+OUTSIDE = -1  # the depth of a system message, which stands on no line
 
 
 class Kept(StrEnum):
@@ -77,12 +78,20 @@ class Recorder:
         self._spool = spool
         self._stored: Bounded[bytes, bool] = Bounded(STORED_NODES)
         self._sessions: Bounded[bytes, str] = Bounded(STORED_NODES // 10)
+        self._followers: Bounded[bytes, bytes] = Bounded(STORED_NODES // 10)  # node -> the first one sent after it
         self._draining = asyncio.Lock()
 
     def session(self, line: Line) -> str:
-        """The session a line belongs to, as far as this process knows: its own, its ancestors', or a new one."""
-        known = next((found for node in reversed(line.nodes) if (found := self._sessions.get(node))), None)
-        return known or session_id(line.nodes[0])
+        """The session a line belongs to, as far as this process knows: its ancestors' or, where it forks, a new one."""
+        for position in range(len(line) - 1, -1, -1):
+            known = self._sessions.get(line.nodes[position])
+            if known is None:
+                continue
+            if position + 1 == len(line):
+                return known
+            follower, following = self._followers.get(line.nodes[position]), line.nodes[position + 1]
+            return known if follower in (None, following) else session_id(following)
+        return session_id(line.nodes[0])
 
     async def store_line(self, asked: Asked, known: int) -> None:
         """Make a line's messages durable before any of them leaves the prompt.
@@ -93,7 +102,7 @@ class Recorder:
         rows = self._new_rows(asked, known)
         for batch in batches(rows):
             async with self._pool.connection() as connection:
-                session = await save_nodes(connection, asked.tenant, asked.label, batch, self.session(asked.line))
+                session = await save_nodes(connection, asked.tenant, asked.label, batch, self._named(asked, batch))
             self._mark(batch, session)
 
     async def open(self, asked: Asked) -> bool:
@@ -103,11 +112,12 @@ class Recorder:
             *first, last = batches(rows) or [()]
             for batch in first:
                 async with self._pool.connection() as connection:
-                    session = await save_nodes(connection, asked.tenant, asked.label, batch, self.session(asked.line))
+                    session = await save_nodes(connection, asked.tenant, asked.label, batch, self._named(asked, batch))
                 self._mark(batch, session)
             async with self._pool.connection() as connection:
                 session = await record_turn(connection, self._turn(asked, last, None), relaxed=True)
             self._mark(last, session)
+            self._follow(asked.line)
         except StoreError as error:
             log.debug("opening not written", reason=str(error))
             return False
@@ -132,7 +142,10 @@ class Recorder:
         """Write what the spool holds to the database; stops where that fails. Gives how many turns it wrote."""
 
         async def write(record: bytes) -> None:
-            await self._write(unpack_turn(record))
+            try:
+                await self._write(unpack_turn(record))
+            except (StoreRefused, msgspec.DecodeError) as error:  # set aside, so that it does not block what follows
+                raise InvalidRequest(str(error)) from error
 
         async with self._draining:
             try:
@@ -183,7 +196,7 @@ class Recorder:
     def _turn(self, asked: Asked, rows: Sequence[NodeRow], ended: Ended | None) -> TurnRecord:
         return TurnRecord(
             tenant=asked.tenant,
-            session=self.session(asked.line),
+            session=self._named(asked, rows),
             nodes=tuple(rows),
             turn=asked.line.tip,
             attempt=asked.attempt,
@@ -196,11 +209,23 @@ class Recorder:
             label=asked.label,
         )
 
+    def _named(self, asked: Asked, rows: Sequence[NodeRow]) -> str:
+        """What the session is called if these rows begin one: a line is named by the node where it began."""
+        first = next((row.node for row in rows if row.depth >= 0 and row.sent), None)
+        return session_id(first) if first else self.session(asked.line)
+
+    def _follow(self, line: Line) -> None:
+        """Remember what the client sent after what: another message there is a fork."""
+        for position in range(max(1, len(line) - FEW_MESSAGES), len(line)):
+            if line.nodes[position - 1] not in self._followers:
+                self._followers.put(line.nodes[position - 1], line.nodes[position])
+
     def _mark(self, rows: Sequence[NodeRow], session: str) -> None:
+        """Remember what is stored, so that it is neither asked about nor written again."""
         for row in rows:
             self._stored.put(row.node, True)
-        if rows:
-            self._sessions.put(rows[-1].node, session)
+            if row.depth >= 0:
+                self._sessions.put(row.node, session)
 
 
 def node_row(asked: Asked, position: int) -> NodeRow:
@@ -221,7 +246,7 @@ def system_rows(asked: Asked) -> tuple[NodeRow, ...]:
     """System messages stand outside the tree, each stored once by its content."""
     systems = dict.fromkeys(message for message in asked.request.messages if message.is_system)
     return tuple(
-        NodeRow(child(asked.tenant, b"", m), None, 0, True, m.role, m.digest, m.raw, 0)
+        NodeRow(child(asked.tenant, b"", m), None, OUTSIDE, True, m.role, m.digest, m.raw, 0)
         for m in systems
         if m not in asked.line.messages
     )
@@ -229,6 +254,5 @@ def system_rows(asked: Asked) -> tuple[NodeRow, ...]:
 
 def answer_rows(asked: Asked, ended: Ended) -> tuple[NodeRow, ...]:
     tip, depth = asked.line.tip, len(asked.line)
-    return tuple(
-        NodeRow(child(asked.tenant, tip, m), tip, depth, False, m.role, m.digest, m.raw, 0) for m in ended.answers
-    )
+    answers = dict.fromkeys(ended.answers)  # choices that are equal are one message
+    return tuple(NodeRow(child(asked.tenant, tip, m), tip, depth, False, m.role, m.digest, m.raw, 0) for m in answers)

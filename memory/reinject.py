@@ -15,7 +15,8 @@ from memory.plan import MESSAGE_TOKENS, CountTokens, Writer
 from memory.prompts import Quoted, block_text, hints_in
 from memory.types import Block, Frozen, Quote, Stretch
 
-QUOTE_TOKENS = 20  # what a quoted message costs beside its text
+FRAME = rank.Frame(message=4, run=14)  # what quoting costs beside the text, as `prompts.quote_text` writes it
+QUOTE_TOKENS = FRAME.message + FRAME.run
 LOOP_CONTEXT = 2  # calls with results that join the query inside a loop
 
 
@@ -54,16 +55,16 @@ def reinject(search: Search, share_room: int, fill_room: int) -> Block:
         share_room: tokens it may have as long as it stays.
         fill_room: tokens it may have in this one request; at most share_room where filling does not pay.
     """
-    quotes = choose(search, share_room)
+    quotes = choose(search, share_room, search.floor)
     kept, kept_tokens = render(search, quotes)
     filled, filled_tokens = b"", 0
     if fill_room > share_room:
-        quotes = choose(search, fill_room)
+        quotes = choose(search, fill_room, 0.0)
         filled, filled_tokens = render(search, quotes)
     return Block(search.position, len(search.line), kept, kept_tokens, filled, filled_tokens, quotes=quotes)
 
 
-def choose(search: Search, room: int) -> tuple[Quote, ...]:
+def choose(search: Search, room: int, floor: float) -> tuple[Quote, ...]:
     """Named messages first, then relevant ones; inside a loop the most recent come before the relevant."""
     whole = room
     room -= search.count(block_text(search.nonce, ())) + MESSAGE_TOKENS
@@ -71,9 +72,9 @@ def choose(search: Search, room: int) -> tuple[Quote, ...]:
     room -= sum(quote.tokens for quote in named)
     taken = search.quoted | {quote.position for quote in named}
     candidates = [passage(search, i) for i in displaced(search.frozen) if i not in taken]
-    ranked = rank.rank(wanted(search), candidates)
-    chosen = rank.select(ranked, candidates, room, search.floor)
-    scores = {candidate.position: candidate.score for candidate in ranked}
+    ranking = rank.rank(wanted(search), candidates, search.similar)
+    chosen = rank.select(ranking, candidates, room, floor, search.count, FRAME)
+    scores = {candidate.position: candidate.score for candidate in ranking}
     found = (Quote(q.position, q.tokens, scores.get(q.position, 0.0), "relevant", q.start, q.stop) for q in chosen)
     return trim(search, tuple(sorted((*named, *found), key=lambda quote: quote.position)), whole)
 

@@ -6,8 +6,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
@@ -30,13 +32,22 @@ def named(dsn: str, database: str) -> str:
     return urlunsplit(urlsplit(dsn)._replace(path=f"/{database}"))
 
 
-async def run_sql(dsn: str, *commands: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
-        for command in commands:
-            await connection.execute(command)
-    finally:
-        await connection.close()
+def finish(work: Coroutine[Any, Any, None]) -> None:
+    """Run something to its end, also where a loop runs already."""
+    with ThreadPoolExecutor(1) as aside:
+        aside.submit(asyncio.run, work).result()
+
+
+def run_sql(dsn: str, *commands: str) -> None:
+    async def run() -> None:
+        connection = await asyncpg.connect(dsn)
+        try:
+            for command in commands:
+                await connection.execute(command)
+        finally:
+            await connection.close()
+
+    finish(run())
 
 
 @contextlib.contextmanager
@@ -61,17 +72,17 @@ def postgres() -> Iterator[EmbeddedPostgres]:
 def new_database(postgres: EmbeddedPostgres) -> Iterator[NewDatabase]:
     """Makes databases that are migrated and empty: `with new_database() as dsn`."""
     server, template = postgres.address.dsn, named(postgres.address.dsn, "template_infold")
-    asyncio.run(run_sql(server, "create database template_infold"))
-    asyncio.run(migrate(template))
+    run_sql(server, "create database template_infold")
+    finish(migrate(template))
 
     @contextlib.contextmanager
     def make() -> Iterator[str]:
         name = f"test_{uuid.uuid4().hex}"
-        asyncio.run(run_sql(server, f"create database {name} template template_infold strategy file_copy"))
+        run_sql(server, f"create database {name} template template_infold strategy file_copy")
         try:
             yield named(server, name)
         finally:
-            asyncio.run(run_sql(server, f"drop database {name} with (force)"))
+            run_sql(server, f"drop database {name} with (force)")
 
     return make
 

@@ -1,6 +1,8 @@
 """The facts of many messages in one book: who said a value first, who asked for it, who used it, how often."""
 
 import math
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,6 +18,8 @@ LINE_CHARS = 320  # of a facts line, so that a later digest can drop facts by th
 DEPTH = 64
 FIELDS = "fields"  # the label of keys
 PLAIN_WORTH = 0.8  # of a value that is words
+CROWD = 0.3  # how much each doubling of the values that look alike takes from the worth of one
+DIGITS = re.compile(r"\d++")
 TRIES = 24  # values too long for the room that is left, before we stop looking
 
 
@@ -88,8 +92,11 @@ class Ledger:
     def lines(self, shown: str, budget_tokens: int, count: CountTokens, without: str = "") -> list[str]:
         """Facts that `shown` does not show, as `tool facts: label: value, value; label: value`."""
         groups: dict[str, dict[str, list[str]]] = {}
+        crowds = Counter(template(entry.value) for entry in self.entries.values())
         room, passed_over = budget_tokens - 4, 0
-        for entry in sorted(self.entries.values(), key=lambda entry: -entry.score(self.texts)):
+        for entry in sorted(
+            self.entries.values(), key=lambda e: CROWD * math.log2(crowds[template(e.value)]) - e.score(self.texts)
+        ):
             if room < 3 or passed_over > TRIES:
                 break
             if entry.value in shown or entry.label == without:
@@ -103,6 +110,11 @@ class Ledger:
             shown = f"{shown}\n{entry.value}\n{entry.label}"
             groups.setdefault(entry.source, {}).setdefault(entry.label, []).append(entry.value)
         return [line for source, labels in groups.items() for line in pack(f"{source} facts: ".lstrip(), labels)]
+
+
+def template(value: str) -> str:
+    """A value without its digits: hundreds alike tell less than a lone one."""
+    return DIGITS.sub("#", value)
 
 
 def found(fact: Fact) -> Found:

@@ -21,6 +21,7 @@ BOUNDARY = re.compile(
     r"(?:(?<=[.!?…])[\"'”’»)\]*_]{0,3}+\s++|(?<=\n)\s*+|(?<=[。！？｡।؟])[」』”’）]{0,2}+\s*+)"
 )
 ABBREVIATION = re.compile(r"(?:^|[\s(])(?:Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|e\.g|i\.e|cf|No|Fig|approx|[A-Z])\.$")
+INITIALS = re.compile(r"\b\w\.\w\.$")  # p.m., U.S.: no end of a sentence before a small letter
 WORD = re.compile(r"\w+")
 FIGURE = re.compile(r"\d(?<!\w.)")
 CAPITAL = re.compile(r"[A-ZÀ-ÞΑ-ΩА-Я](?<!\w.)")
@@ -42,7 +43,8 @@ DECISIONS = frozenset(
         " important entschieden muss müssen stattdessen décidé doit decidido debe решили должен"
     )
 )
-TELLING_CJK = re.compile("[不没沒别未]|必须|必須|决定|決定|改为|ない|ません|않|없|해야")
+DENIAL_CJK = re.compile("[不没沒别未]|ない|ません|않|없")
+DECISION_CJK = re.compile("必须|必須|决定|決定|改为|해야")
 
 
 def shorten_prose(text: str, budget_tokens: int, count: CountTokens) -> str:
@@ -84,7 +86,7 @@ def sentences(text: str) -> list[str]:
         at, end = match.span()
         is_break = text[at] == "\n"
         if end - start < SENTENCE_CHARS and (
-            continues(text, line_start, at, end) if is_break else ABBREVIATION.search(text[max(start, at - 7) : at + 1])
+            continues(text, line_start, at, end) if is_break else abbreviates(text, start, at, end)
         ):
             line_start = end if is_break else line_start
             continue
@@ -97,6 +99,14 @@ def sentences(text: str) -> list[str]:
     if rest := text[start:].strip():
         found.append(rest.replace("\n", " "))
     return found
+
+
+def abbreviates(text: str, start: int, at: int, end: int) -> bool:
+    """Whether a full stop belongs to a short form."""
+    ending = text[max(start, at - 7) : at + 1]
+    if INITIALS.search(ending):
+        return text[end : end + 1].islower()
+    return ABBREVIATION.search(ending) is not None
 
 
 def continues(text: str, line_start: int, at: int, end: int) -> bool:
@@ -116,9 +126,17 @@ def is_telling(sentence: str) -> bool:
 
 
 def tells(lowered: str, words: Collection[str]) -> bool:
-    if not DENIALS.isdisjoint(words) or not DECISIONS.isdisjoint(words) or "n't" in lowered or "n’t" in lowered:
+    return denies(lowered, words) or decides(lowered, words)
+
+
+def denies(lowered: str, words: Collection[str]) -> bool:
+    if not DENIALS.isdisjoint(words) or "n't" in lowered or "n’t" in lowered:
         return True
-    return not lowered.isascii() and TELLING_CJK.search(lowered) is not None
+    return not lowered.isascii() and DENIAL_CJK.search(lowered) is not None
+
+
+def decides(lowered: str, words: Collection[str]) -> bool:
+    return not DECISIONS.isdisjoint(words) or (not lowered.isascii() and DECISION_CJK.search(lowered) is not None)
 
 
 def worths(found: Sequence[str]) -> Iterator[float]:

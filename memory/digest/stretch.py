@@ -70,13 +70,14 @@ def digest_stretch(lines: Sequence[Line], budget_tokens: int, count: CountTokens
     users = list(user_pieces(heard, int(talk * USERS_SHARE), count))
     others = list(sentence_pieces(heard))
     pieces = choose(users, int(talk * USERS_SHARE), count)
-    pieces += choose(call_pieces(heard), (talk - count(told(pieces))) * 2 // 3, count)
+    calls = list(call_pieces(heard))
+    pieces += choose(calls, (talk - count(told(pieces))) * 2 // 3, count)
     pieces += choose((p for p in others if is_telling(p.text)), talk - count(told(pieces)), count)
     room = budget_tokens - count(told(pieces))
     facts = ledger_of(heard).lines(told(pieces), int(room * FACTS_SHARE), count)
     room -= count("\n".join(facts)) + 2
     kept = {id(piece) for piece in pieces}
-    pieces += choose((p for p in (*users, *others) if id(p) not in kept), room, count)
+    pieces += choose((p for p in (*users, *calls, *others) if id(p) not in kept), room, count)
     return trim([told(pieces), *facts], budget_tokens, count)
 
 

@@ -83,11 +83,12 @@ NUMBER = r"[\d,]*+(?:\.\d++)?+"
 MONEY = re.compile(rf"[$€£¥₹](?<!\w.) ?\d{NUMBER}(?: ?[KMBkmb]n?(?!\w))?")
 AMOUNT = re.compile(rf"\d(?<![\w.,$€£¥₹].){NUMBER}(?: ({MONTH} \d{{4}})| ?({UNITS}))(?!\w)")
 MONTH_DAY = re.compile(rf"[JFMASOND](?<!\w.){MONTH_TAIL}\.? \d{{1,2}}(?:st|nd|rd|th)?(?:,? \d{{4}})?(?!\w)")
+URL = re.compile(r"https?+://[^\s\"'<>`{}|\\]++")
 NAME = re.compile(rf"[{CAPITAL}](?<!\w.)[^\W\d_]++(?: [{CAPITAL}](?:[^\W\d_]++|\.))++")
 NAME_INSIDE = re.compile(rf"[{CAPITAL}](?<=[a-zß-ÿа-яё,] .)[^\W\d_]{{2,}}+(?!\w)")
 QUOTE = re.compile(r"[\"`“„«](?:(?<=\")([^\"\n]{3,80})\"|(?<=`)([^`\n]{3,80})`|(?<=[“„«])([^“„«”»\n]{3,80})[”»])")
 
-URL = re.compile(r"[a-z][a-z0-9+.-]{1,15}://\S+", re.IGNORECASE)
+OTHER_URL = re.compile(r"[a-z][a-z0-9+.-]{1,15}://\S+", re.IGNORECASE)
 EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 DATE = re.compile(
     r"\d{4}-\d{2}(?:-\d{2})?(?:T[\d:.]+Z?(?:[+-]\d\d:?\d\d)?)?|\d{1,2}[/.]\d{1,2}[/.]\d{2,4}|\d{4}/\d{1,2}/\d{1,2}"
@@ -113,6 +114,7 @@ FILE_ENDINGS = frozenset(
 OPENERS = frozenset(
     re.findall(r"\w+", "Hey Hi Hello Dear Thanks The This That These Those Yes No Oh And But Please If When Here")
 )
+URL_EDGES = ".,:;!?*)]"
 EDGES = ".,:;!?*~…)>-–—&"  # punctuation that belongs to the sentence
 
 
@@ -139,7 +141,7 @@ def kinds_of(word: str) -> Kinds:
         return ()
     if (kind := kind_of(value)) is not None:
         return ((value, kind),)
-    if ":" not in value:
+    if ":" not in value or "://" in value:
         return ()
     parts = [part.strip(EDGES) for part in value.split(":")]
     return tuple((part, kind) for part in parts if len(part) > 1 and (kind := kind_of(part)) is not None)
@@ -152,7 +154,7 @@ def kind_of(word: str) -> FactKind | None:
             return FactKind.CAPS if 2 <= len(word) <= 6 else None
         return kind_of_identifier(word)
     if "://" in word:
-        return FactKind.URL if URL.fullmatch(word) else None
+        return FactKind.URL if OTHER_URL.fullmatch(word) and not word.startswith("http") else None
     if "@" in word and EMAIL.fullmatch(word):
         return FactKind.EMAIL
     if any(map(str.isdigit, word)):
@@ -210,14 +212,16 @@ def is_long_path(word: str) -> bool:
 
 
 def spans(text: str) -> Iterator[Fact]:
-    """Facts that may be several words: money, amounts, written dates, proper names, quotes."""
+    """Facts that may be several words, or hold what separates words: URLs, amounts, names, quotes."""
     yield from figures(text)
     yield from names(text)
     yield from counted(("".join(groups) for groups in QUOTE.findall(text)), FactKind.QUOTE)
 
 
 def figures(text: str) -> Iterator[Fact]:
-    """Money, amounts and written dates."""
+    """URLs, money, amounts and written dates."""
+    if "://" in text:
+        yield from counted((url.rstrip(URL_EDGES) for url in URL.findall(text)), FactKind.URL)
     yield from counted(MONEY.findall(text), FactKind.MONEY)
     for match in AMOUNT.finditer(text):
         month, unit = match.groups()
@@ -232,7 +236,7 @@ def names(text: str) -> Iterator[Fact]:
         first, _, rest = name.partition(" ")
         yield Fact(rest if first in OPENERS else name, FactKind.NAME, times)
     single = NAME_INSIDE.findall(text)
-    if single and len(single) * 8 < text.count(" "):
+    if single and (len(single) < 4 or len(single) * 8 < text.count(" ")):
         told = {word for name in several for word in name.split()} | OPENERS
         yield from counted((name for name in single if name not in told), FactKind.NAME)
 

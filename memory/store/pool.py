@@ -8,7 +8,7 @@ import asyncpg
 import structlog
 from pgvector.asyncpg import register_vector
 
-from memory.errors import StoreError, StoreUnavailable
+from memory.errors import StoreError, StoreRefused, StoreUnavailable
 
 log = structlog.get_logger()
 
@@ -25,6 +25,8 @@ AWAY = (
     asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
     asyncpg.ReadOnlySQLTransactionError,
 )
+
+REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.CardinalityViolationError)
 
 
 class Pool:
@@ -80,6 +82,8 @@ class Pool:
         except AWAY as error:
             self._shut(error)
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+        except REFUSED as error:
+            raise StoreRefused(f"{type(error).__name__}: {error}") from error
         except asyncpg.PostgresError as error:
             raise StoreError(f"{type(error).__name__}: {error}") from error
 

@@ -11,6 +11,7 @@ import msgspec
 from memory.types import Block, Frozen
 
 BATCH_BYTES = 256 * 1024
+MOST_MESSAGES = 10_000  # of a path that are read; a cut history cannot make us read for ever
 
 
 class NodeRow(msgspec.Struct, frozen=True, array_like=True):
@@ -55,6 +56,7 @@ class LineState(msgspec.Struct, frozen=True):
 
     known: int = 0  # how many of its messages are stored
     session: str | None = None
+    continues: bytes | None = None  # the node after which the client cut its history
     age_seconds: float | None = None  # since its newest known message came; None: unknown line
     frozen: Frozen | None = None
     blocks: tuple[Block, ...] = ()
@@ -75,16 +77,34 @@ def decode_fold(kind: str, data: bytes) -> Frozen | Block:
 
 
 async def find_line(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[bytes]) -> LineState:
-    rows = await connection.fetch("select kind, depth, data, session, age from infold.find_line($1, $2)", tenant, nodes)
+    rows = await connection.fetch(
+        "select kind, node, depth, data, session, age from infold.find_line($1, $2)", tenant, nodes
+    )
     known = next((row for row in rows if row["kind"] == "known"), None)
+    cut = next((row["node"] for row in rows if row["kind"] == "continues"), None)
     frozen = next((row["data"] for row in rows if row["kind"] == "frozen"), None)
     return LineState(
         known=known["depth"] + 1 if known else 0,
         session=known["session"] if known else None,
+        continues=cut,
         age_seconds=known["age"] if known else None,
         frozen=msgspec.msgpack.decode(frozen, type=Frozen) if frozen else None,
         blocks=tuple(msgspec.msgpack.decode(row["data"], type=Block) for row in rows if row["kind"] == "block"),
     )
+
+
+async def load_path(connection: asyncpg.Connection, tenant: bytes, tip: bytes) -> list[tuple[bytes, bytes]]:
+    """The messages from the root to `tip`, across cuts: (node, raw), oldest first."""
+    rows = await connection.fetch(
+        "with recursive line as ("
+        " select node, coalesce(parent, continues) as above, raw, 0 as back from infold.nodes"
+        " where tenant = $1 and node = $2"
+        " union all select n.node, coalesce(n.parent, n.continues), n.raw, line.back + 1 from infold.nodes n"
+        " join line on n.tenant = $1 and n.node = line.above where line.back < $3)"
+        " select node, raw from line order by back desc",
+        tenant, tip, MOST_MESSAGES,
+    )  # fmt: skip
+    return [(row["node"], row["raw"]) for row in rows]
 
 
 async def save_nodes(

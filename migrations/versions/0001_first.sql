@@ -99,52 +99,98 @@ grant usage on schema infold to infold_app;
 grant select on infold.secrets to infold_app;
 grant select on infold.alembic_version to infold_app;
 
--- What we know of a line of conversation: its deepest known node, the newest frozen prompt, the blocks behind it.
+-- What we know of a line of conversation: its deepest known node, the node after which the client cut its history,
+-- the newest frozen prompt, and the blocks.
 create function infold.find_line(p_tenant bytea, p_nodes bytea[])
 returns table (kind text, node bytea, depth integer, data bytea, session text, age double precision)
 language plpgsql as $$
 begin
     perform set_config('infold.tenant', encode(p_tenant, 'hex'), true);
     return query
-        select 'known', n.node, n.depth, null::bytea, n.session, extract(epoch from now() - n.created_at)::double precision from infold.nodes n
-        where n.tenant = p_tenant and n.node = any(p_nodes) order by n.depth desc limit 1;
+        select 'known', n.node, n.depth, null::bytea, n.session, extract(epoch from now() - n.created_at)::float8
+        from infold.nodes n where n.tenant = p_tenant and n.node = any(p_nodes) order by n.depth desc limit 1;
     return query
-        select f.kind, f.node, f.depth, f.data, null::text, null::double precision from infold.folds f
-        where f.tenant = p_tenant and f.node = any(p_nodes) and f.kind = 'frozen' order by f.depth desc limit 1;
+        select 'continues', n.continues, n.depth, null::bytea, null::text, null::float8
+        from infold.nodes n where n.tenant = p_tenant and n.node = p_nodes[1] and n.continues is not null;
     return query
-        select f.kind, f.node, f.depth, f.data, null::text, null::double precision from infold.folds f
-        where f.tenant = p_tenant and f.node = any(p_nodes) and f.kind = 'block';
+        select f.kind, f.node, f.depth, f.data, null::text, null::float8
+        from infold.folds f where f.tenant = p_tenant and f.node = any(p_nodes) and f.kind = 'frozen'
+        order by f.depth desc limit 1;
+    return query
+        select f.kind, f.node, f.depth, f.data, null::text, null::float8
+        from infold.folds f where f.tenant = p_tenant and f.node = any(p_nodes) and f.kind = 'block';
 end $$;
 
+-- The node after which a client cut its history: what stands before the place where its first messages stand already,
+-- at least three in a row with 200 bytes; else the newest message of the session that it names.
+create function infold.find_cut(p_tenant bytea, p_label text, p_digests bytea[]) returns bytea
+language plpgsql as $$
+declare found bytea;
+begin
+    with recursive run as (
+        select n.parent as before, n.node, 1 as length, octet_length(n.raw) as bytes from infold.nodes n
+        where n.tenant = p_tenant and n.digest = p_digests[1] and n.parent is not null
+        union all
+        select run.before, n.node, run.length + 1, run.bytes + octet_length(n.raw) from run join infold.nodes n
+        on n.tenant = p_tenant and n.parent = run.node and n.digest = p_digests[run.length + 1]
+        where run.length < 8
+    )
+    select run.before into found from run where run.length >= 3 and run.bytes >= 200 order by run.length desc limit 1;
+    if found is null and p_label is not null then
+        select n.node into found from infold.sessions s join infold.nodes n
+        on n.tenant = s.tenant and n.session = s.id and n.depth >= 0
+        where s.tenant = p_tenant and s.label = p_label order by n.created_at desc, n.depth desc limit 1;
+    end if;
+    return found;
+end $$;
+
+create function infold.insert_nodes(
+    p_tenant bytea, p_session text, p_continues bytea, p_nodes bytea[], p_parents bytea[], p_depths integer[],
+    p_sent boolean[], p_roles text[], p_digests bytea[], p_raws bytea[], p_tokens integer[]
+) returns void language sql as $$
+    insert into infold.nodes (tenant, node, parent, continues, depth, session, sent, role, digest, raw, tokens)
+        select distinct on (node) p_tenant, node, parent, case when depth = 0 then p_continues end, depth,
+            case when depth < 0 then '' else p_session end, sent, role, digest, raw, tokens
+        from unnest(p_nodes, p_parents, p_depths, p_sent, p_roles, p_digests, p_raws, p_tokens)
+            as new (node, parent, depth, sent, role, digest, raw, tokens)
+        on conflict (tenant, node) do update set sent = true where not infold.nodes.sent and excluded.sent;
+$$;
+
 -- Write new messages of a line; the first one's parent is known or null. Gives the session they belong to.
--- System messages stand outside the tree: they may follow the line's messages and have no parent.
 -- A line goes on in its session until another message the client sent hangs on the same node: then it forks.
+-- System messages stand outside the tree, at depth -1, behind the line's messages.
 create function infold.save_nodes(
     p_tenant bytea, p_label text, p_nodes bytea[], p_parents bytea[], p_depths integer[], p_sent boolean[],
     p_roles text[], p_digests bytea[], p_raws bytea[], p_tokens integer[], p_session text
 ) returns text language plpgsql as $$
-declare line text; above text; 
+declare line text; above bytea; above_session text; cut bytea;
 begin
     perform set_config('infold.tenant', encode(p_tenant, 'hex'), true);
     if cardinality(p_nodes) = 0 then return p_session; end if;
-    select n.session into line from infold.nodes n where n.tenant = p_tenant and n.node = p_nodes[1];
+    select n.session into line from infold.nodes n
+    where n.tenant = p_tenant and n.node = p_nodes[1] and p_depths[1] >= 0;
     if line is null then
         line := p_session;
-        select n.session into above from infold.nodes n where n.tenant = p_tenant and n.node = p_parents[1];
-        if above is not null and not (p_sent[1] and exists (
+        above := p_parents[1];
+        if above is null and p_depths[1] = 0 then
+            cut := infold.find_cut(p_tenant, p_label, p_digests);
+            above := cut;
+        end if;
+        select n.session into above_session from infold.nodes n where n.tenant = p_tenant and n.node = above;
+        if above_session is not null and (cut is not null or not (p_sent[1] and exists (
             select from infold.nodes n
-            where n.tenant = p_tenant and n.parent = p_parents[1] and n.sent and n.session = above
-        )) then
-            line := above;
+            where n.tenant = p_tenant and n.parent = above and n.sent and n.session = above_session
+        ))) then
+            line := above_session;
         end if;
     end if;
-    insert into infold.sessions (tenant, id, label) values (p_tenant, line, p_label)
-        on conflict (tenant, id) do update set last_at = now(), label = coalesce(excluded.label, infold.sessions.label);
-    insert into infold.nodes (tenant, node, parent, depth, session, sent, role, digest, raw, tokens)
-        select p_tenant, node, parent, depth, line, sent, role, digest, raw, tokens
-        from unnest(p_nodes, p_parents, p_depths, p_sent, p_roles, p_digests, p_raws, p_tokens)
-            as new (node, parent, depth, sent, role, digest, raw, tokens)
-        on conflict (tenant, node) do update set sent = true where not infold.nodes.sent and excluded.sent;
+    if p_depths[1] >= 0 then
+        insert into infold.sessions (tenant, id, label) values (p_tenant, line, p_label)
+            on conflict (tenant, id) do update
+            set last_at = now(), label = coalesce(excluded.label, infold.sessions.label);
+    end if;
+    perform infold.insert_nodes(p_tenant, line, cut, p_nodes, p_parents, p_depths, p_sent, p_roles, p_digests, p_raws,
+                                p_tokens);
     if p_sent[1] and p_parents[1] is not null then
         update infold.nodes set sent = true where tenant = p_tenant and node = p_parents[1] and not sent;
     end if;
@@ -290,15 +336,13 @@ create function infold.record_turn(
 declare line text;
 begin
     if p_relaxed then perform set_config('synchronous_commit', 'off', true); end if;
-    if cardinality(p_nodes) > 0 and p_roles[1] not in ('system', 'developer') then
-        line := infold.save_nodes(p_tenant, p_label, p_nodes, p_parents, p_depths, p_sent, p_roles, p_digests,
-                                  p_raws, p_tokens, p_session);
-    else  -- asked before: every message is known
-        perform set_config('infold.tenant', encode(p_tenant, 'hex'), true);
-        select n.session into line from infold.nodes n where n.tenant = p_tenant and n.node = p_turn;
-        line := infold.save_nodes(p_tenant, p_label, p_nodes, p_parents, p_depths, p_sent, p_roles, p_digests,
-                                  p_raws, p_tokens, coalesce(line, p_session));
+    line := infold.save_nodes(p_tenant, p_label, p_nodes, p_parents, p_depths, p_sent, p_roles, p_digests, p_raws,
+                              p_tokens, p_session);
+    if cardinality(p_nodes) = 0 or p_depths[1] < 0 then  -- every message of the line is known
+        select coalesce(max(n.session), p_session) into line from infold.nodes n
+        where n.tenant = p_tenant and n.node = p_turn;
     end if;
+    perform set_config('infold.tenant', encode(p_tenant, 'hex'), true);
     insert into infold.turns (tenant, node, session, model, status) values (p_tenant, p_turn, line, p_model, p_status)
         on conflict (tenant, node) do update set updated_at = now(), status = case
             when infold.turns.status = 'answered' or excluded.status = 'open' then infold.turns.status

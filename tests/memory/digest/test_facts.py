@@ -1,4 +1,5 @@
 """Facts: what is found in a text, and what a shorter telling lost."""
+# ruff: noqa: RUF001 - the punctuation of other scripts is meant
 
 import time
 
@@ -16,10 +17,10 @@ from tests.memory.digest.words import texts
         ("My user ID is amelia_sanchez_4739.", "amelia_sanchez_4739"),
         ("reservation **3FRNFB** for you", "3FRNFB"),
         ("flight HAT028, seat 12A", "HAT028"),
-        ("open src/main/java/App.java:12 now", "src/main/java/App.java"),
+        ("open src/main/java/App.java:12 now", "src/main/java/App.java:12"),
         ("see `README.md`.", "README.md"),
-        (r"under /etc/hosts.d/main", "/etc/hosts.d/main"),
-        ("at https://x.test/a?b=1 it", "https://x.test/a?b"),
+        ("under /etc/hosts.d/main", "/etc/hosts.d/main"),
+        ("at https://x.test/a?b=1 it", "https://x.test/a?b=1"),
         ("write to a.b+c@mail.example.com!", "a.b+c@mail.example.com"),
         ("costs $1,200.50 now", "$1,200.50"),
         ("costs 300 EUR now", "300 EUR"),
@@ -46,9 +47,7 @@ def test_a_fact_is_found(text, fact):
     assert fact in facts(text)
 
 
-@pytest.mark.parametrize(
-    "text", ["", "the cat sat on the mat", "either and/or both", "It rains.", "</div> <br/>", "1st 2nd"]
-)
+@pytest.mark.parametrize("text", ["", "the cat sat on the mat", "either and/or both", "It rains.", "</div> <br/>"])
 def test_plain_words_are_no_facts(text):
     assert facts(text) == ()
 
@@ -70,12 +69,10 @@ def test_a_text_lacks_none_of_its_own_facts(text):
     [
         ("Pay $1,200 by 2024-05-21.", "A payment is due by 2024-05-21.", ("$1,200",)),
         ("Pay $1,200 by 2024-05-21.", "$1200, due 2024-05-21", ()),
-        ("We will not cancel the Berlin contract.", "The Berlin contract is cancelled by them.", ()),
-        (
-            "The customer does not want insurance.",
-            "The customer wants insurance.",
-            ("The customer does not want insurance.",),
-        ),
+        ("They will not cancel.", "They will cancel.", ("They will not cancel.",)),
+        ("预订不能更改。", "关于预订：不能更改。", ()),
+        ("预订不能更改。", "预订能更改。", ("预订不能更改。",)),
+        ("No rain is expected.", "Rain is expected.", ("No rain is expected.",)),
         ("The customer does not want insurance.", "No insurance wanted by the customer.", ()),
         ("open src/App.java", "open src/app.java", ()),
         ("open src/App.java", "open the app", ("src/App.java",)),
@@ -104,7 +101,7 @@ def test_sentences_of_any_script_are_split(text, parts):
 
 
 @pytest.mark.parametrize(
-    "text", ["I don’t know.", "You can't.", "It is no longer there.", "We agreed on it.", "Use tabs instead."]
+    "text", ["I don’t know.", "You can't.", "It is no longer so.", "We agreed.", "Use tabs instead."]
 )
 def test_denials_and_decisions_are_told_apart_from_the_rest(text):
     assert is_telling(text)
@@ -112,7 +109,8 @@ def test_denials_and_decisions_are_told_apart_from_the_rest(text):
 
 
 @pytest.mark.parametrize(
-    "unit", ["1.", "«", "“x", "Aa ", "Mr. ", "a@", "aA", "a(", "x-1", "http://", "Jan ", "你好。", "$ 1,", "\ud800"]
+    "unit",
+    ["1.", "«", "“x", "Aa ", "Mr. ", "a@", "aA", "a(", "x-1", "http://", "Jan ", "你好。", "$ 1,", "\ud800"],
 )
 def test_the_time_grows_no_faster_than_the_text(unit):
     """Quadratic code would take 64 times as long for 8 times the text; caches and noise are given a factor of 3."""

@@ -122,7 +122,7 @@ def test_numbers_of_json_keep_their_digits():
 
 
 def test_a_log_tells_each_kind_of_line_once_with_errors_whole():
-    lines = shorten(LOG, 120, count).splitlines()
+    lines = shorten(LOG, 200, count).splitlines()
 
     assert lines[0] == "[log: 1,504 lines, 3 kinds]"
     assert "2024-01-01 12:00:00 INFO request 0 served in 0ms (x1,500, last 2024-01-01 12:24:59)" in lines
@@ -180,26 +180,7 @@ def test_one_enormous_line_is_cut_between_words_with_the_gap_marked():
 
 @pytest.mark.parametrize(
     "unit",
-    [
-        "a",
-        "1.",
-        '"',
-        "«",
-        "“x",
-        "Aa ",
-        "Mr. ",
-        " ",
-        "\n",
-        "(",
-        '{"a":',
-        "a@",
-        "aA",
-        "```\n",
-        "你好。",
-        "x_1 ",
-        "$ 1,",
-        "\x00",
-    ],
+    [*'a.1"«(\n\x00 ', "1.", "“x", "Aa ", "Mr. ", '{"a":', "a@", "aA", "```\n", "你好。", "x_1 ", "$ 1,"],
 )
 def test_the_time_grows_no_faster_than_the_text(unit):
     """Quadratic code would take 64 times as long for 8 times the text; caches and noise are given a factor of 3."""

@@ -17,6 +17,7 @@ from memory.identify import Line, child
 from memory.messages import Message
 from memory.recorder import Asked, Ended, Kept, Recorder
 from memory.spool import Spool
+from memory.store.pool import Pool
 from memory.store.turns import (
     FoldRow,
     NodeRow,
@@ -41,7 +42,7 @@ FROZEN = Frozen(
     covers=2,
     parts=(Part(0, 1, 7, b'{"role":"user","content":"d"}', Form.SUMMARY, "old"), Part(1, 2, 3, why="most recent")),
     stretches=(
-        Stretch("aaaaaaaa", 0, 1, 50, "older", members=(Stretch("bbbbbbbb", 0, 1, 20, "oldest \ud800 \0", "text"),)),
+        Stretch("aaaaaaaa", 0, 1, 50, "older", members=(Stretch("bbbbbbbb", 0, 1, 20, "oldest \0", "text"),)),
     ),
     tokens=10,
     asked=3,
@@ -104,6 +105,15 @@ async def recorder(pool, tmp_path):
     spool = Spool(tmp_path / "spool" / "turns")
     yield Recorder(pool, spool)
     spool.close()
+
+
+async def caught_up(recorder: Recorder, pool: Pool) -> None:
+    """A busy machine may spool some: what counts is where everything ends."""
+    async with asyncio.timeout(30):
+        while recorder.spooled():
+            await asyncio.sleep(0.05)
+            if pool.available:
+                await recorder.drain()
 
 
 async def whole_turn(recorder: Recorder, asked: Asked, ended: Ended) -> Kept:
@@ -254,8 +264,6 @@ async def test_of_several_frozen_prompts_the_newest_on_this_line_counts(pool):
 
 @pytest.mark.parametrize(("kind", "value"), [("frozen", FROZEN), ("block", BLOCK)])
 def test_what_was_frozen_comes_back_as_it_was(kind, value):
-    if "\ud800" in str(value.stretches if isinstance(value, Frozen) else ""):
-        value = replace(value, stretches=(replace(value.stretches[0], members=()),))
     assert decode_fold(kind, pack(value)) == value
 
 
@@ -326,11 +334,12 @@ async def test_system_messages_are_stored_once_and_whole(recorder, owner):
 # Many at once
 
 
-async def test_the_same_request_many_times_at_once_is_one_turn_with_as_many_attempts(recorder, owner):
+async def test_the_same_request_many_times_at_once_is_one_turn_with_as_many_attempts(recorder, pool, owner):
     asked = [asked_for([user("hi"), assistant("hello"), user("go")]) for _ in range(20)]
     kept = await asyncio.gather(*(whole_turn(recorder, one, answers("gone")) for one in asked))
+    await caught_up(recorder, pool)
 
-    assert set(kept) == {Kept.COMMITTED}
+    assert Kept.UNRECORDED not in kept
     assert [len(await rows(owner, table)) for table in ("nodes", "turns", "attempts")] == [4, 1, 20]
 
 
@@ -342,9 +351,11 @@ async def test_different_turns_of_one_conversation_at_once_are_siblings(dsn, tmp
         kept = await asyncio.gather(
             *(whole_turn(replicas[i % 2], each, answers(f"answer {i}")) for i, each in enumerate(asked))
         )
+        await caught_up(replicas[0], one)
+        await caught_up(replicas[1], two)
     nodes = {bytes(row["node"]): row for row in await rows(owner, "nodes")}
 
-    assert set(kept) == {Kept.COMMITTED}
+    assert Kept.UNRECORDED not in kept
     assert len(nodes) == 2 + 60
     assert all(nodes[each.line.tip]["parent"] == each.line.nodes[1] for each in asked)
 

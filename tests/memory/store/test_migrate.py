@@ -1,0 +1,160 @@
+"""A database is brought up to this release by whoever comes first, once, and never to a state that leaks."""
+
+import asyncio
+import re
+
+import asyncpg
+import pytest
+
+from memory.errors import StoreError
+from memory.store.migrate import OWNER_SQL, check_role, current, folder, head, migrate
+from memory.store.secrets import load_pepper
+from tests.conftest import named, run_sql
+
+TENANT_TABLES = {"nodes", "sessions", "turns", "attempts", "folds", "chunks"}
+
+
+@pytest.fixture
+def empty(postgres):
+    """A database without a schema."""
+    name = "test_empty"
+    run_sql(postgres.address.dsn, f"create database {name}")
+    yield named(postgres.address.dsn, name)
+    run_sql(postgres.address.dsn, f"drop database {name} with (force)")
+
+
+async def test_four_processes_that_start_at_once_migrate_once_and_share_a_pepper(empty):
+    await asyncio.gather(*(migrate(empty) for _ in range(4)))
+    connection = await asyncpg.connect(empty)
+    peppers = await connection.fetch("select value from infold.secrets where name = 'pepper'")
+    revision = await current(connection)
+    await connection.close()
+
+    assert len(peppers) == 1
+    assert len(peppers[0]["value"]) == 32
+    assert revision == head()
+
+
+async def test_migrating_again_keeps_data_and_pepper(empty):
+    await migrate(empty)
+    connection = await asyncpg.connect(empty)
+    before = await load_pepper(connection)
+    await connection.execute("insert into infold.sessions (tenant, id) values ('\\x00', 's')")
+    await migrate(empty)
+    assert await load_pepper(connection) == before
+    assert await connection.fetchval("select count(*) from infold.sessions") == 1
+    await connection.close()
+
+
+async def test_a_migration_that_was_killed_half_way_is_done_by_the_next_start(empty):
+    first = asyncio.create_task(migrate(empty))
+    await asyncio.sleep(0.05)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    await asyncio.sleep(0.05)
+    await migrate(empty)
+
+    connection = await asyncpg.connect(empty)
+    assert await current(connection) == head()
+    assert len(await load_pepper(connection)) == 32
+    await connection.close()
+
+
+async def test_every_table_with_a_tenant_is_bound_by_row_level_security_even_for_its_owner(owner):
+    tables = await owner.fetch(
+        "select relname, relrowsecurity, relforcerowsecurity from pg_class c join pg_namespace n on n.oid = relnamespace"
+        " where nspname = 'infold' and relkind = 'r' and exists (select from pg_attribute where attrelid = c.oid"
+        " and attname = 'tenant')"
+    )
+    assert {row["relname"] for row in tables} == TENANT_TABLES
+    assert all(row["relrowsecurity"] and row["relforcerowsecurity"] for row in tables)
+
+
+async def test_policies_are_plain_without_a_way_around(owner):
+    """An OR in a policy lets pgvector filter behind its index: recall .07."""
+    policies = await owner.fetch(
+        "select tablename, permissive, roles, cmd, qual, with_check from pg_policies where schemaname = 'infold'"
+    )
+    assert {row["tablename"] for row in policies} == TENANT_TABLES
+    assert len(policies) == len(TENANT_TABLES)
+    for policy in policies:
+        assert policy["cmd"] == "ALL"
+        assert "tenant = " in policy["qual"]
+        assert not re.search(r"\bor\b", policy["qual"], re.I)
+        assert policy["with_check"] == policy["qual"]
+
+
+async def test_the_tenant_begins_every_key(owner):
+    keys = await owner.fetch(
+        "select c.relname, a.attname from pg_index i join pg_class c on c.oid = i.indrelid"
+        " join pg_namespace n on n.oid = c.relnamespace join pg_attribute a on a.attrelid = c.oid and a.attnum = i.indkey[0]"
+        " where n.nspname = 'infold' and c.relname = any($1)",
+        list(TENANT_TABLES),
+    )
+    assert {row["relname"] for row in keys} == TENANT_TABLES
+    assert {row["attname"] for row in keys} == {"tenant"}
+
+
+async def test_the_runtime_role_can_neither_change_the_schema_nor_see_without_a_tenant(pool, owner):
+    await owner.execute("insert into infold.sessions (tenant, id) values ('\\x00', 's')")
+    async with pool.connection() as connection:
+        assert await connection.fetchval("select count(*) from infold.sessions") == 0
+        for command in (
+            "alter table infold.nodes disable row level security",
+            "drop policy tenant on infold.nodes",
+            "create table infold.mine (a int)",
+            "truncate infold.nodes",
+            "insert into infold.sessions (tenant, id) values ('\\x01', 'x')",
+        ):
+            with pytest.raises(asyncpg.PostgresError):
+                await connection.execute(command)
+
+
+async def test_a_role_that_would_bypass_the_policies_is_refused_with_the_sql_that_mends_it(postgres, owner):
+    await owner.execute("alter role infold_app bypassrls")
+    try:
+        with pytest.raises(StoreError, match="nobypassrls"):
+            await check_role(owner)
+    finally:
+        await owner.execute("alter role infold_app nobypassrls")
+    await check_role(owner)
+
+
+async def test_a_login_without_rights_is_told_the_sql_for_an_administrator(empty, postgres):
+    server = postgres.address.dsn
+    run_sql(server, "create role weak login password 'weak'")
+    try:
+        weak = re.sub(r"//infold:[^@]*@", "//weak:weak@", empty)
+        with pytest.raises(StoreError) as caught:
+            await migrate(weak)
+        assert OWNER_SQL in str(caught.value)
+    finally:
+        run_sql(empty, "drop owned by weak")
+        run_sql(server, "drop role weak")
+
+
+async def test_an_administrator_who_ran_that_sql_is_enough(empty, postgres):
+    """The login role owns the schema and is no superuser: as with a managed PostgreSQL."""
+    server = postgres.address.dsn
+    run_sql(server, "create role plain login password 'plain'")
+    try:
+        run_sql(
+            empty,
+            OWNER_SQL,
+            "grant infold_app to plain",
+            "alter schema infold owner to plain",
+            "grant create on database test_empty to plain",
+        )
+        plain = re.sub(r"//infold:[^@]*@", "//plain:plain@", empty)
+        await migrate(plain)
+        connection = await asyncpg.connect(plain)
+        assert await current(connection) == head()
+        await connection.close()
+    finally:
+        run_sql(empty, "drop schema infold cascade", "drop owned by plain")
+        run_sql(server, "drop role plain")
+
+
+def test_revisions_lie_where_they_are_looked_for():
+    assert (folder() / "env.py").is_file()
+    assert head() == max(path.stem.split("_")[0] for path in (folder() / "versions").glob("*.sql"))
