@@ -18,11 +18,12 @@ RADIUS = 5  # neighbours on each side that lend a message their terms, the neare
 MESSAGE, WINDOW = 1.0, 1.0  # weight of a message's own terms, and of those around it
 SPEAKER = 0.4  # how much more a message counts whose speaker is named
 CONTEXT = 0.25  # weight of a term that stands only in the calls before, not in the newest message
+THIN_TERMS = 3  # fewer terms than this are too few to search with alone
 THRIFT = 0.4  # 0: the best messages come first, 1: those that give most for each token
 MOST_CELLS = 250_000  # messages x query terms that are looked at; beyond, the query keeps its rarest terms
 SMALLEST_PART = 96  # tokens: a shorter piece of a message is not worth its heading
 
-LEAST_TERMS = 2.0  # a query says as much as this many rare terms, or its scores are lower
+LEAST_TERMS, MOST_TERMS = 2.0, 8.0  # rare terms that a query is taken to have, at least and at most
 LEAST_SHARE = 0.05  # messages with less than this share of the best score stay out
 
 # Words that ask or answer, and say nothing of what is asked for: "what did I have", "yes, please", "ok, thanks!"
@@ -98,10 +99,15 @@ class Chosen:
     stop: int | None = None  # None: to the end
 
 
-def query(newest: str, context: Sequence[str] = ()) -> Query:
-    """Make a query of the newest user message; `context` is the last calls and results of an agent's loop."""
+def query(newest: str, calls: Sequence[str] = (), before: Sequence[str] = ()) -> Query:
+    """Make a query of the newest user message.
+
+    Args:
+        calls: the last calls and results of an agent's loop; their terms count less.
+        before: the messages before the newest one; they are used where it says too little, as "yes, do that" does.
+    """
     weights = dict.fromkeys(terms(newest).counts.keys() - EMPTY, 1.0)
-    for text in context:
+    for text in calls if calls or len(weights) >= THIN_TERMS else before:
         for term in terms(text).counts.keys() - EMPTY:
             weights.setdefault(term, CONTEXT)
     names = frozenset(word.lower() for word in re.findall(r"[^\W\d_]+", newest) if word[0].isupper())
@@ -121,7 +127,7 @@ def rank(wanted: Query, passages: Sequence[Passage], similar: Mapping[int, float
     lengths = np.array([passage.terms.length for passage in passages], dtype=np.float64)
     own = coverage(tf, lengths, weights)
     around = coverage(spread(tf), spread(lengths[:, None])[:, 0], weights)
-    scores = (MESSAGE * own + WINDOW * around) / (MESSAGE + WINDOW)
+    scores = (MESSAGE * own + WINDOW * around) / (MESSAGE + WINDOW) * substance(tf, weights)
     if wanted.names:
         scores *= 1 + SPEAKER * np.array([share_named(passage, wanted.names) for passage in passages])
     order = np.argsort(-scores, kind="stable")
@@ -144,7 +150,18 @@ def look_up(wanted: Query, passages: Sequence[Passage]) -> tuple[list[str], Floa
 def coverage(tf: Floats, lengths: Floats, weights: Floats) -> Floats:
     """BM25 as a share of what a text could have that holds every term of the query: 0 to 1."""
     worth = weights * rarity(tf)
-    return bm25(tf, lengths, worth) / max(float(worth.sum()), LEAST_TERMS * math.log1p(len(tf)))
+    most = float(worth.sum())
+    return bm25(tf, lengths, worth) / most if most > 0 else np.zeros(len(tf))
+
+
+def substance(tf: Floats, weights: Floats) -> float:
+    """How far a share of this query can be trusted: less for one common word, more for a page of text.
+
+    Half of `go on` is nothing; a tenth of an error message is much.
+    """
+    said = float((weights * rarity(tf)).sum())
+    rare = math.log1p(len(tf))  # the worth of a term that stands nowhere else
+    return said / min(max(said, LEAST_TERMS * rare), MOST_TERMS * rare)
 
 
 def spread(rows: Floats) -> Floats:

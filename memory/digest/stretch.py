@@ -8,7 +8,7 @@ from itertools import groupby
 
 from memory.digest.fit import CountTokens, Piece, choose, clean, excerpt, fits, trim
 from memory.digest.ledger import Ledger, parse
-from memory.digest.pick import Kind, pick
+from memory.digest.pick import Kind, looks_like_prose, pick
 from memory.digest.prose import NO_SENTENCE, SENTENCE_ENDS, is_telling, look, sentences, shorten_prose
 from memory.digest.values import kinds_of
 
@@ -16,6 +16,7 @@ SHORT_TOKENS = 80  # a message of a user up to here is kept word for word, while
 TALK_SHARE = 0.8  # of the budget, for words and calls, where the stretch has no tool output ...
 OUTPUT_SHARE = 0.6  # ... and so much less where it has nothing else
 USERS_SHARE = 0.5  # of that, for what users said; the rest is shared by calls and what others decided or denied
+LEAST_USERS_SHARE = 0.22  # of the budget, for what users said, whatever else there is
 FACTS_SHARE = 0.9  # of what is left, for facts; then for more words
 ASKED_TOKENS = 150  # in a longer message of a user each single value counts less
 SENTENCE_CHARS = 300
@@ -67,9 +68,10 @@ def digest_stretch(lines: Sequence[Line], budget_tokens: int, count: CountTokens
             return full
     heard = [hear(line) for line in lines]
     talk = int(budget_tokens * (TALK_SHARE - OUTPUT_SHARE * output_share(heard)))
-    users = list(user_pieces(heard, int(talk * USERS_SHARE), count))
+    room = max(int(talk * USERS_SHARE), int(budget_tokens * LEAST_USERS_SHARE))
+    users = list(user_pieces(heard, room, count))
     others = list(sentence_pieces(heard))
-    pieces = choose(users, int(talk * USERS_SHARE), count)
+    pieces = choose(users, room, count)
     calls = list(call_pieces(heard))
     pieces += choose(calls, (talk - count(told(pieces))) * 2 // 3, count)
     pieces += choose((p for p in others if is_telling(p.text)), talk - count(told(pieces)), count)
@@ -97,12 +99,19 @@ def hear(line: Line) -> Heard:
     if line.role in TOOL_ROLES:
         return Heard(line, output=text)
     if line.role == "user":
-        is_said = line.tokens <= SHORT_TOKENS or pick(text) is Kind.PROSE
-        return Heard(line, words=text) if is_said else Heard(line, output=text)
+        if line.tokens <= SHORT_TOKENS or (kind := pick(text)) is Kind.PROSE:
+            return Heard(line, words=text)
+        return Heard(line, words=spoken_paragraphs(text) if kind is Kind.OTHER else "", output=text)
     calls = tuple((call[1], call[2]) for call in CALL.finditer(text) if parse(call[2]) is not None)
     commands = tuple(unnamed_fences(text)) if text.rstrip().endswith("```") else ()
     words = CALL.sub("", text) if calls else text
     return Heard(line, words, "", calls, commands)
+
+
+def spoken_paragraphs(text: str) -> str:
+    """The paragraphs of a mixed text that could be read aloud: the request beside what was pasted."""
+    paragraphs = (paragraph.strip("\n") for paragraph in text.split("\n\n"))
+    return "\n\n".join(p for p in paragraphs if p and looks_like_prose([li for li in p.splitlines() if li.strip()]))
 
 
 def unnamed_fences(text: str) -> Iterator[str]:
@@ -114,12 +123,12 @@ def user_pieces(heard: Sequence[Heard], room: int, count: CountTokens) -> Iterat
     """What users said: short messages whole, of long ones the sentences that stand for them."""
     said_by_users = [(i, said) for i, said in enumerate(heard) if said.line.role == "user" and said.words.strip()]
     long = sum(1 for _, said in said_by_users if said.line.tokens > SHORT_TOKENS)
-    share = max(SHORT_TOKENS, room // (long + 1))
+    share = max(SHORT_TOKENS // 2, room // (long + 1))
     for i, said in said_by_users:
         words = said.words.strip()
-        if said.line.tokens > share:
+        if said.line.tokens > max(share, SHORT_TOKENS):
             words = shorten_prose(FENCE.sub("", words), share, count)
-        if words:
+        if words := " ".join(part.strip() for part in words.splitlines() if part.strip()):
             worth = weight(words) + 0.5 * i / len(heard)
             yield Piece(i * SENTENCES, f"{said.line.who}: {words}", worth)
 

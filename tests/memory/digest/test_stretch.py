@@ -107,6 +107,22 @@ def test_every_line_names_its_speaker():
     assert all(entry.startswith(speakers) for entry in digest_stretch(AGENT, 300, count).splitlines())
 
 
+def test_a_message_of_several_lines_becomes_one():
+    told = digest_stretch([line("user", "Please do:\n\n- one\n- two"), *AGENT], 300, count)
+
+    assert told.splitlines()[0] == "user: Please do: - one - two"
+
+
+def test_a_request_beside_pasted_code_is_told():
+    code = "\n".join(f"    x_{i} = compute(x_{i - 1}, [{i}]);" for i in range(300))
+    mixed = line("user", f"Why does this crash for negative numbers?\n\n{code}\n\nDo not change the signature.")
+
+    told = digest_stretch([mixed], 150, count)
+
+    assert told.startswith("user: Why does this crash for negative numbers?")
+    assert "Do not change the signature." in told.splitlines()[0]
+
+
 def test_what_a_user_said_gets_room_beside_any_amount_of_output():
     flood = line("tool", "\n".join(f"src/pkg/module_{i}.py:{i}: x_{i} = {i}" for i in range(5_000)))
 
