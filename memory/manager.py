@@ -25,7 +25,7 @@ from memory.messages import ChatRequest, Message
 from memory.models import RELATIVE_PRICES, ModelTable
 from memory.plan import Rollover, Writer, roll
 from memory.prompts import digest_text, session_nonce, shortened_text
-from memory.recorder import Asked, Ended, Kept, Recorder
+from memory.recorder import Asked, Ended, Kept, Opening, Recorder
 from memory.reinject import Search, reinject, spoken
 from memory.settings import Settings
 from memory.store.chunks import are_embedded, similarities
@@ -384,11 +384,11 @@ class MemoryManager:
     def session(self, prepared: Prepared) -> str:
         return self._recorder.session(prepared.line)
 
-    async def open(self, prepared: Prepared) -> bool:
-        """Write the opening of a turn; runs beside the upstream call."""
-        return await self._recorder.open(prepared.to_record())
+    def open(self, prepared: Prepared) -> Opening:
+        """Begin to write the opening of a turn, beside the upstream call."""
+        return self._recorder.open(prepared.to_record())
 
-    async def record(self, prepared: Prepared, opening: "asyncio.Task[bool]", ended: Ended) -> Kept:
+    async def record(self, prepared: Prepared, opening: Opening, ended: Ended) -> Kept:
         """Write the end of a turn; returns when it is safe, or counted as unrecorded."""
         return await self._recorder.close(prepared.to_record(), opening, ended)
 

@@ -5,9 +5,10 @@ counted as unrecorded.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 import msgspec
 import orjson
@@ -36,6 +37,7 @@ log = structlog.get_logger()
 STORED_NODES = 200_000  # that this process knows to be stored
 FEW_MESSAGES = 8  # so many are written again rather than asked about
 SMALL = 32 * 1024
+OPENING_SECONDS = 0.05  # an answer that is there before needs no opening of its own
 OUTSIDE = -1  # the depth of a system message, which stands on no line
 
 
@@ -72,6 +74,25 @@ class Ended:
     record: Mapping[str, object]
 
 
+class Opening:
+    """The opening of a turn, written beside the upstream call unless the answer is faster."""
+
+    def __init__(self, write: Callable[[], Coroutine[Any, Any, bool]]) -> None:
+        self._write = write
+        self._task: asyncio.Task[bool] | None = None
+        self._timer = asyncio.get_running_loop().call_later(OPENING_SECONDS, self._begin)
+
+    def _begin(self) -> None:
+        self._task = asyncio.create_task(self._write())
+
+    async def settled(self) -> bool:
+        """Is it written? An opening that has not begun is left to the turn's end, which writes all at once."""
+        if self._task is None:
+            self._timer.cancel()
+            return False
+        return await self._task
+
+
 class Recorder:
     def __init__(self, pool: Pool, spool: Spool) -> None:
         self._pool = pool
@@ -105,8 +126,11 @@ class Recorder:
                 session = await save_nodes(connection, asked.tenant, asked.label, batch, self._named(asked, batch))
             self._mark(batch, session)
 
-    async def open(self, asked: Asked) -> bool:
-        """Write a turn's opening; runs beside the upstream call. True: it is written."""
+    def open(self, asked: Asked) -> Opening:
+        """Begin to write a turn's opening, beside the upstream call."""
+        return Opening(lambda: self._open(asked))
+
+    async def _open(self, asked: Asked) -> bool:
         try:
             rows = await self._unknown_rows(asked)
             *first, last = batches(rows) or [()]
@@ -123,15 +147,18 @@ class Recorder:
             return False
         return True
 
-    async def close(self, asked: Asked, opening: "asyncio.Task[bool]", ended: Ended) -> Kept:
+    async def close(self, asked: Asked, opening: Opening, ended: Ended) -> Kept:
         """Write a turn's end, durably."""
-        opened = await opening
-        rows = () if opened else self._new_rows(asked, 0)
+        try:
+            rows = () if await opening.settled() else await self._unknown_rows(asked)
+        except StoreError:
+            rows = self._new_rows(asked, 0)
         turn = self._turn(asked, (*rows, *answer_rows(asked, ended)), ended)
         try:
             await self._write(turn)
         except StoreError:
             return await self._spool_turn(turn)
+        self._follow(asked.line)
         return Kept.COMMITTED
 
     def spooled(self) -> int:

@@ -54,10 +54,11 @@ class StreamAnswer:
 
 
 class PlainAnswer:
-    """Any other body: its last byte is held back."""
+    """Any other body: its last byte is held back, or its last piece where its length tells which that is."""
 
-    def __init__(self, encoding: str | None) -> None:
+    def __init__(self, encoding: str | None, length: int | None = None) -> None:
         self._encoding = encoding
+        self._missing = length
         self._parts: list[bytes] = []
         self._bytes = 0
         self.held = b""
@@ -67,6 +68,12 @@ class PlainAnswer:
         if self._bytes <= PLAIN_BYTES:
             self._parts.append(chunk)
             self._bytes += len(chunk)
+        if self._missing is not None:
+            self._missing -= len(chunk)
+            if self._missing == 0:
+                self.held = chunk
+                return b""
+            return chunk
         ready, self.held = self.held + chunk[:-1], chunk[-1:]
         return ready
 
@@ -83,7 +90,10 @@ Answer = StreamAnswer | PlainAnswer
 def answer_for(reply: Reply) -> Answer:
     encoding = header(reply.headers, b"content-encoding")
     is_stream = (header(reply.headers, b"content-type") or "").startswith("text/event-stream")
-    return StreamAnswer(encoding) if is_stream else PlainAnswer(encoding)
+    if is_stream:
+        return StreamAnswer(encoding)
+    length = header(reply.headers, b"content-length") or ""
+    return PlainAnswer(encoding, int(length) if length.isdigit() else None)
 
 
 def header(headers: Headers, name: bytes) -> str | None:

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import asyncpg
 import httpx
 import structlog
 from starlette.applications import Starlette
@@ -128,7 +129,7 @@ async def keep_database(parts: Parts, dsn: str) -> None:
             async with parts.pool.connection(5) as connection:
                 parts.pepper = await load_pepper(connection)
             break
-        except (StoreError, *AWAY) as error:
+        except (StoreError, asyncpg.PostgresError, *AWAY) as error:
             if not told:
                 log.warning("database away", reason=f"{type(error).__name__}: {error}")
             told = True

@@ -11,7 +11,7 @@ import structlog
 from memory.manager import Caller, MemoryManager, Prepared
 from memory.messages import ChatRequest
 from memory.models import Overflow, overflow_in_error
-from memory.recorder import Ended, Recorder
+from memory.recorder import Ended, Opening, Recorder
 from memory.store.pool import Pool
 from proxy.answer import Heard, answer_for, header
 from proxy.config import Config
@@ -139,7 +139,7 @@ class Conversation:
 
     async def run(self, prepared: Prepared, may_retry: bool = True) -> None:
         """Forward, relay, record. A prompt that the provider finds too long is sent once more, compacted."""
-        opening = self._parts.later(self._parts.memory.open(prepared))
+        opening = self._parts.memory.open(prepared)
         headers = self._headers(prepared)
         method, path, query = self._exchange.method, self._exchange.path, self._exchange.query
         body = self._body if prepared.is_untouched else prepared.body
@@ -180,7 +180,7 @@ class Conversation:
         return again if fits and again is not None else refusal
 
     async def _relay(
-        self, prepared: Prepared, opening: "asyncio.Task[bool]", reply: Reply, refusal: bytes | None
+        self, prepared: Prepared, opening: Opening, reply: Reply, refusal: bytes | None
     ) -> None:
         """Pass bytes on as they come; the terminal ones wait until the turn is safe."""
         exchange, answer, recorded = self._exchange, answer_for(reply), False
@@ -229,7 +229,7 @@ class Conversation:
         return notes
 
     async def _record(
-        self, prepared: Prepared, opening: "asyncio.Task[bool]", status: str, heard: Heard, code: int | None
+        self, prepared: Prepared, opening: Opening, status: str, heard: Heard, code: int | None
     ) -> None:
         """Make the turn safe. Runs to its end even when the client leaves meanwhile."""
         now = time.perf_counter()

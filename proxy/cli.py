@@ -72,6 +72,7 @@ def web(fd: Annotated[int, typer.Option(help="An inherited listening socket.")])
         ws="none",
         lifespan="on",
         access_log=False,
+        proxy_headers=False,
         server_header=False,
         date_header=False,
         log_config=None,

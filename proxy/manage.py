@@ -88,7 +88,7 @@ async def export(request: Request) -> Response:
         return refused(error)
 
     async def lines() -> AsyncIterator[bytes]:
-        async with parts.pool.tenant(tenant, wait_seconds=3600) as connection:
+        async with parts.pool.reader(tenant) as connection:
             async for line in export_lines(connection, tenant):
                 yield line + b"\n"
 

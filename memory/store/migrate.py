@@ -11,14 +11,18 @@ from memory.errors import StoreError
 LOCK = 0x1F01D  # any number of ours: replicas that start together queue here
 
 OWNER_SQL = """\
-create schema if not exists infold;
+create schema if not exists infold authorization "{login}";
 create extension if not exists vector schema public;
-do $$ begin
-    create role infold_app nologin;
-exception when duplicate_object then null;
-end $$;
-grant infold_app to current_user;
+create role infold_app nologin nosuperuser nobypassrls;  -- if it is not there yet
+grant infold_app to "{login}";
 """
+
+STEPS = (
+    ("select to_regnamespace('infold') is null", "create schema infold"),
+    ("select not exists (select from pg_extension where extname = 'vector')", "create extension vector schema public"),
+    ("select to_regrole('infold_app') is null", "create role infold_app nologin nosuperuser nobypassrls"),
+    ("select not pg_has_role(current_user, 'infold_app', 'member')", "grant infold_app to current_user"),
+)
 
 MINIMUM_PGVECTOR = (0, 8, 0)  # iterative index scans; below it a filtered search comes back short
 GOOD_PGVECTOR = (0, 8, 6)
@@ -62,11 +66,19 @@ async def current(connection: asyncpg.Connection) -> str | None:
 
 
 async def prepare_owner(connection: asyncpg.Connection) -> None:
+    """Make what is missing and only that: an administrator may have made it before.
+
+    Raises:
+        StoreError: the login role may not; or pgvector is too old.
+    """
     try:
-        await connection.execute(OWNER_SQL)
+        for missing, make in STEPS:
+            if await connection.fetchval(missing):
+                await connection.execute(make)
     except asyncpg.PostgresError as error:
         raise StoreError(
-            f"The database role may not set Infold up ({error}). Let an administrator run:\n\n{OWNER_SQL}"
+            f"The database role may not set Infold up ({error}). Let an administrator run:\n\n"
+            + OWNER_SQL.format(login=await connection.fetchval("select current_user"))
         ) from error
     version = await connection.fetchval("select extversion from pg_extension where extname = 'vector'")
     if tuple(int(part) for part in version.split(".")) < MINIMUM_PGVECTOR:

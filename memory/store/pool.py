@@ -14,6 +14,9 @@ log = structlog.get_logger()
 
 WAIT_SECONDS = 0.25  # a request waits no longer than this for the database
 PROBE_SECONDS = 0.5  # how often the gate tries again
+CONNECT_SECONDS = 5.0
+
+SETTINGS = {"role": "infold_app", "application_name": "infold", "jit": "off"}
 
 AWAY = (
     OSError,
@@ -51,14 +54,9 @@ class Pool:
         """Connect once; raises StoreUnavailable."""
         try:
             self._pool = await asyncpg.create_pool(
-                self._dsn,
-                min_size=1,
-                max_size=self._size,
-                server_settings={"role": "infold_app", "application_name": "infold", "jit": "off"},
-                init=register_vector,
-                reset=keep,
-                timeout=5,
-            )
+                self._dsn, min_size=1, max_size=self._size, server_settings=SETTINGS, init=register_vector, reset=keep,
+                timeout=CONNECT_SECONDS,
+            )  # fmt: skip
         except AWAY as error:
             raise StoreUnavailable(str(error)) from error
 
@@ -72,27 +70,72 @@ class Pool:
     async def connection(self, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[asyncpg.Connection]:
         """A connection for some queries, all of them within `wait_seconds`.
 
-        The timeout stands outside because asyncpg's own also waits for its cancel to be answered.
+        The timeout stands outside because asyncpg's own also waits for its cancel to be answered; for the same reason
+        a connection whose query did not end is terminated before it goes back.
+
+        Raises:
+            StoreUnavailable: the database is away, too slow, or all connections are in use.
+            StoreRefused: it will never take this record.
+            StoreError: it refused for another reason.
         """
-        if self._pool is None or self._probe is not None:
+        pool = self._pool
+        if pool is None or self._probe is not None:
             raise StoreUnavailable
+        connection = await self._acquire(pool, wait_seconds)
         try:
-            async with asyncio.timeout(wait_seconds), self._pool.acquire() as connection:
+            async with asyncio.timeout(wait_seconds):
                 yield connection
         except AWAY as error:
+            connection.terminate()
             self._shut(error)
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
         except REFUSED as error:
             raise StoreRefused(f"{type(error).__name__}: {error}") from error
         except asyncpg.PostgresError as error:
             raise StoreError(f"{type(error).__name__}: {error}") from error
+        except asyncio.CancelledError:
+            connection.terminate()
+            raise
+        finally:
+            await pool.release(connection)
+
+    async def _acquire(self, pool: asyncpg.Pool, wait_seconds: float) -> asyncpg.Connection:
+        try:
+            async with asyncio.timeout(wait_seconds):
+                return await pool.acquire()
+        except TimeoutError as error:
+            if pool.get_size() == pool.get_max_size() and pool.get_idle_size() == 0:  # busy, not away
+                raise StoreUnavailable("all database connections are in use") from error
+            self._shut(error)
+            raise StoreUnavailable("the database did not take a connection in time") from error
+        except AWAY as error:
+            self._shut(error)
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
     @asynccontextmanager
     async def tenant(self, tenant: bytes, wait_seconds: float = 30) -> AsyncIterator[asyncpg.Connection]:
         """A transaction in which row-level security shows one tenant's rows."""
         async with self.connection(wait_seconds) as connection, connection.transaction():
-            await connection.execute("select set_config('infold.tenant', $1, true)", tenant.hex())
+            await show(connection, tenant)
             yield connection
+
+    @asynccontextmanager
+    async def reader(self, tenant: bytes) -> AsyncIterator[asyncpg.Connection]:
+        """Like `tenant`, on a connection of its own: whoever reads for long takes none from the others."""
+        if not self.available:
+            raise StoreUnavailable
+        try:
+            connection = await asyncpg.connect(self._dsn, server_settings=SETTINGS, timeout=CONNECT_SECONDS)
+        except AWAY as error:
+            raise StoreUnavailable(str(error)) from error
+        try:
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                await show(connection, tenant)
+                yield connection
+        except AWAY as error:
+            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+        finally:
+            connection.terminate()
 
     def _shut(self, error: BaseException) -> None:
         if self._probe is None:
@@ -108,13 +151,18 @@ class Pool:
         self._on_change(True)
 
     async def _answers(self) -> bool:
-        assert self._pool is not None
+        """Ask on a connection of its own: those of the pool may be in use or hang."""
         try:
-            async with asyncio.timeout(2), self._pool.acquire() as connection:
-                await connection.fetchval("select 1")
-        except AWAY:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                connection = await asyncpg.connect(self._dsn, server_settings=SETTINGS)
+        except (*AWAY, asyncpg.PostgresError):
             return False
+        connection.terminate()
         return True
+
+
+async def show(connection: asyncpg.Connection, tenant: bytes) -> None:
+    await connection.execute("select set_config('infold.tenant', $1, true)", tenant.hex())
 
 
 async def keep(connection: asyncpg.Connection) -> None:

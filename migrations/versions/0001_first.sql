@@ -30,7 +30,6 @@ create table infold.sessions (
     id         text not null,
     label      text,                       -- X-Session-Id, where the client names its session
     created_at timestamptz not null default now(),
-    last_at    timestamptz not null default now(),
     primary key (tenant, id)
 );
 create index sessions_label on infold.sessions (tenant, label) where label is not null;
@@ -144,18 +143,6 @@ begin
     return found;
 end $$;
 
-create function infold.insert_nodes(
-    p_tenant bytea, p_session text, p_continues bytea, p_nodes bytea[], p_parents bytea[], p_depths integer[],
-    p_sent boolean[], p_roles text[], p_digests bytea[], p_raws bytea[], p_tokens integer[]
-) returns void language sql as $$
-    insert into infold.nodes (tenant, node, parent, continues, depth, session, sent, role, digest, raw, tokens)
-        select distinct on (node) p_tenant, node, parent, case when depth = 0 then p_continues end, depth,
-            case when depth < 0 then '' else p_session end, sent, role, digest, raw, tokens
-        from unnest(p_nodes, p_parents, p_depths, p_sent, p_roles, p_digests, p_raws, p_tokens)
-            as new (node, parent, depth, sent, role, digest, raw, tokens)
-        on conflict (tenant, node) do update set sent = true where not infold.nodes.sent and excluded.sent;
-$$;
-
 -- Write new messages of a line; the first one's parent is known or null. Gives the session they belong to.
 -- A line goes on in its session until another message the client sent hangs on the same node: then it forks.
 -- System messages stand outside the tree, at depth -1, behind the line's messages.
@@ -163,34 +150,36 @@ create function infold.save_nodes(
     p_tenant bytea, p_label text, p_nodes bytea[], p_parents bytea[], p_depths integer[], p_sent boolean[],
     p_roles text[], p_digests bytea[], p_raws bytea[], p_tokens integer[], p_session text
 ) returns text language plpgsql as $$
-declare line text; above bytea; above_session text; cut bytea;
+declare line text; above bytea := p_parents[1]; cut bytea; begins boolean := false;
 begin
     perform set_config('infold.tenant', encode(p_tenant, 'hex'), true);
     if cardinality(p_nodes) = 0 then return p_session; end if;
-    select n.session into line from infold.nodes n
-    where n.tenant = p_tenant and n.node = p_nodes[1] and p_depths[1] >= 0;
-    if line is null then
-        line := p_session;
-        above := p_parents[1];
-        if above is null and p_depths[1] = 0 then
+    if p_depths[1] >= 0 then
+        select n.session into line from infold.nodes n where n.tenant = p_tenant and n.node = p_nodes[1];
+        if line is null and p_depths[1] = 0 and (cardinality(p_digests) >= 3 or p_label is not null) then
             cut := infold.find_cut(p_tenant, p_label, p_digests);
             above := cut;
         end if;
-        select n.session into above_session from infold.nodes n where n.tenant = p_tenant and n.node = above;
-        if above_session is not null and (cut is not null or not (p_sent[1] and exists (
-            select from infold.nodes n
-            where n.tenant = p_tenant and n.parent = above and n.sent and n.session = above_session
-        ))) then
-            line := above_session;
+        if line is null and above is not null then
+            select n.session into line from infold.nodes n
+            where n.tenant = p_tenant and n.node = above and (cut is not null or not p_sent[1] or not exists (
+                select from infold.nodes other
+                where other.tenant = p_tenant and other.parent = above and other.sent and other.session = n.session
+            ));
         end if;
+        begins := line is null;
     end if;
-    if p_depths[1] >= 0 then
+    line := coalesce(line, p_session);
+    if begins or p_label is not null then
         insert into infold.sessions (tenant, id, label) values (p_tenant, line, p_label)
-            on conflict (tenant, id) do update
-            set last_at = now(), label = coalesce(excluded.label, infold.sessions.label);
+            on conflict (tenant, id) do update set label = coalesce(excluded.label, infold.sessions.label);
     end if;
-    perform infold.insert_nodes(p_tenant, line, cut, p_nodes, p_parents, p_depths, p_sent, p_roles, p_digests, p_raws,
-                                p_tokens);
+    insert into infold.nodes (tenant, node, parent, continues, depth, session, sent, role, digest, raw, tokens)
+        select distinct on (node) p_tenant, node, parent, case when depth = 0 then cut end, depth,
+            case when depth < 0 then '' else line end, sent, role, digest, raw, tokens
+        from unnest(p_nodes, p_parents, p_depths, p_sent, p_roles, p_digests, p_raws, p_tokens)
+            as new (node, parent, depth, sent, role, digest, raw, tokens)
+        on conflict (tenant, node) do update set sent = true where not infold.nodes.sent and excluded.sent;
     if p_sent[1] and p_parents[1] is not null then
         update infold.nodes set sent = true where tenant = p_tenant and node = p_parents[1] and not sent;
     end if;
@@ -342,7 +331,6 @@ begin
         select coalesce(max(n.session), p_session) into line from infold.nodes n
         where n.tenant = p_tenant and n.node = p_turn;
     end if;
-    perform set_config('infold.tenant', encode(p_tenant, 'hex'), true);
     insert into infold.turns (tenant, node, session, model, status) values (p_tenant, p_turn, line, p_model, p_status)
         on conflict (tenant, node) do update set updated_at = now(), status = case
             when infold.turns.status = 'answered' or excluded.status = 'open' then infold.turns.status
@@ -352,15 +340,19 @@ begin
         on conflict (tenant, id) do update
             set updated_at = now(), status = excluded.status, answers = excluded.answers, record = excluded.record
             where excluded.status <> 'open';
-    insert into infold.folds (tenant, node, kind, depth, data)
-        select p_tenant, node, kind, depth, data
-        from unnest(p_fold_nodes, p_fold_kinds, p_fold_depths, p_folds) as new (node, kind, depth, data)
-        on conflict do nothing;
-    insert into infold.pgqueuer (priority, entrypoint, payload, status, dedupe_key)
-        select 0, job, convert_to(encode(p_tenant, 'hex') || ' ' || encode(p_turn, 'hex'), 'utf8'), 'queued',
-               job || ' ' || encode(p_tenant, 'hex') || ' ' || line
-        from unnest(p_jobs) as job
-        on conflict do nothing;
+    if cardinality(p_folds) > 0 then
+        insert into infold.folds (tenant, node, kind, depth, data)
+            select p_tenant, node, kind, depth, data
+            from unnest(p_fold_nodes, p_fold_kinds, p_fold_depths, p_folds) as new (node, kind, depth, data)
+            on conflict do nothing;
+    end if;
+    if cardinality(p_jobs) > 0 then  -- the queue wakes its workers for every statement, also for one without rows
+        insert into infold.pgqueuer (priority, entrypoint, payload, status, dedupe_key)
+            select 0, job, convert_to(encode(p_tenant, 'hex') || ' ' || encode(p_turn, 'hex'), 'utf8'), 'queued',
+                   job || ' ' || encode(p_tenant, 'hex') || ' ' || line
+            from unnest(p_jobs) as job
+            on conflict do nothing;
+    end if;
     return line;
 end $$;
 grant execute on all functions in schema infold to infold_app;

@@ -5,6 +5,8 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import asyncpg
 import pytest
@@ -37,6 +39,26 @@ def family(pid: int) -> list[int]:
             if entry.isdigit() and int(open(f"/proc/{entry}/stat").read().rsplit(")", 1)[1].split()[1]) == pid:
                 children.append(int(entry))
     return [pid, *children]
+
+
+async def in_time(work: Coroutine[Any, Any, Any]) -> Any:
+    """The outcome of something that must not hang; it may still hang after it was cancelled, so nobody waits for it."""
+    task = asyncio.ensure_future(work)
+    done, _ = await asyncio.wait([task], timeout=HANG)
+    if not done:
+        task.cancel()
+        pytest.fail(f"it hangs: not done after {HANG:g} seconds")
+    return task.result()
+
+
+async def outcome(pool: Pool) -> str:
+    """What becomes of a request's query."""
+    try:
+        async with pool.connection() as connection:
+            await connection.fetchval("select 1")
+    except StoreUnavailable:
+        return "away"
+    return "answered"
 
 
 async def until(true, seconds: float = 15.0) -> None:
@@ -73,11 +95,12 @@ async def test_the_tenant_ends_with_its_transaction(pool):
 
 
 async def test_a_slow_query_is_given_up_in_time_and_the_connection_is_not_reused_half_way(pool):
-    began = time.monotonic()
-    with pytest.raises(StoreUnavailable):
+    async def sleep() -> None:
         async with pool.connection(0.25) as connection:
             await connection.execute("select pg_sleep(20)")
-    assert time.monotonic() - began < HANG
+
+    with pytest.raises(StoreUnavailable):
+        await in_time(sleep())
 
     await until(lambda: pool.available)
     async with pool.connection(5) as connection:
@@ -123,11 +146,8 @@ async def test_a_frozen_server_costs_one_bound_and_then_nothing(fragile):
             waits = []
             for _ in range(5):
                 began = time.monotonic()
-                with pytest.raises(StoreUnavailable):
-                    async with pool.connection() as connection:
-                        await connection.fetchval("select 1")
+                assert await in_time(outcome(pool)) == "away"
                 waits.append(time.monotonic() - began)
-            assert max(waits) < HANG
             assert sum(waits[1:]) < 0.5
             assert not pool.available
         await until(lambda: pool.available)
@@ -138,19 +158,12 @@ async def test_a_frozen_server_costs_one_bound_and_then_nothing(fragile):
 
 async def test_many_who_wait_for_a_frozen_server_are_all_let_go(fragile):
     async with open_pool(fragile.address.dsn, 2) as pool:
-
-        async def ask() -> str:
-            try:
-                async with pool.connection() as connection:
-                    await connection.fetchval("select 1")
-            except StoreUnavailable:
-                return "away"
-            return "answered"
-
         with frozen(family(fragile.address.pid)):
-            began = time.monotonic()
-            assert set(await asyncio.gather(*(ask() for _ in range(40)))) == {"away"}
-            assert time.monotonic() - began < HANG
+
+            async def all_of_them() -> list[str]:
+                return await asyncio.gather(*(outcome(pool) for _ in range(40)))
+
+            assert set(await in_time(all_of_them())) == {"away"}
         await until(lambda: pool.available)
 
 
