@@ -1,7 +1,9 @@
-"""Why a prompt looks as it does: the numbers behind a turn, as plain values for JSON."""
+"""Why a prompt looks as it does: the numbers behind a turn, ready to be written as JSON.
+
+Values stay as they are; msgspec writes our dataclasses, and only when the turn is recorded.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 from memory.assemble import Piece
 from memory.fold import Standing
@@ -18,7 +20,7 @@ def explain(
         **numbers(standing),
         "rollover": why,
         "rollovers": frozen.rollovers,
-        "placements": [asdict(piece.placement) for piece in pieces],
+        "placements": [piece.placement for piece in pieces],
         "stretches": [
             {"id": s.id, "start": s.start, "stop": s.stop, "tokens": s.tokens, "title": s.title}
             for s in frozen.stretches
@@ -31,8 +33,8 @@ def explain(
 def numbers(standing: Standing) -> dict[str, object]:
     """What decided: tokens, budget, relative prices."""
     return {
-        "budget": asdict(standing.budget),
-        "prices": asdict(standing.prices),
+        "budget": standing.budget,
+        "prices": standing.prices,
         "prompt_tokens": standing.tokens,
         "front_tokens": standing.counted.front,
         "fresh_tokens": standing.fresh_tokens,
@@ -48,7 +50,7 @@ def told_block(block: Block, line: Line) -> dict[str, object]:
         "position": block.position,
         "tokens": block.tokens(size),
         "kept_tokens": block.kept_tokens,
-        "quotes": [{"id": message_hint(line.nodes[q.position]), **asdict(q)} for q in block.quotes],
+        "quotes": [{"id": message_hint(line.nodes[quote.position]), "quote": quote} for quote in block.quotes],
     }
 
 

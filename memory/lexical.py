@@ -115,11 +115,11 @@ def compounds(joined: str, words: int) -> Iterator[str]:
     plain = without_possessive(joined).lower()
     if words < 2 or len(plain) > WHOLE_CHARS or CJK.search(plain):
         return
-    yield plain
+    yield stem(plain)
     yield from LAST_NAME.findall(plain)
     for part in PART.findall(joined):
         if len(humps(part)) > 1:
-            yield part.lower()
+            yield stem(part.lower())
 
 
 def without_possessive(run: str) -> str:

@@ -7,6 +7,7 @@ writes down what they decided. No model is called here, but for the embedding of
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from typing import Protocol
 
 import msgspec
@@ -21,7 +22,7 @@ from memory.explain import explain
 from memory.fold import Standing, saved_input, standing_blocks, without_store
 from memory.identify import Line, continued, line, text_id
 from memory.lexical import Terms, terms
-from memory.messages import ChatRequest, Message
+from memory.messages import DIGEST_BYTES, ChatRequest, Message
 from memory.models import RELATIVE_PRICES, ModelTable
 from memory.plan import Rollover, Writer, roll
 from memory.prompts import digest_text, session_nonce, shortened_text
@@ -37,6 +38,7 @@ from memory.types import Block, Budget, Frozen, Mode, Model
 log = structlog.get_logger()
 
 THREAD_BYTES = 64 * 1024  # a body with more than this of unknown text is counted in a thread
+NEW_MESSAGES = 4  # so many at the end may be new without counting as a cold history
 EMBED_FROM = 0.5  # of the trigger: shorter sessions are never embedded
 
 
@@ -158,7 +160,7 @@ class MemoryManager:
 
     def odd(self, caller: Caller, body: bytes) -> Prepared:
         """A request whose body we do not understand: a wire, recorded as one raw message."""
-        message = Message("raw", "", body)
+        message = Message("raw", blake2b(body, digest_size=DIGEST_BYTES).hexdigest(), body)
         asked = ChatRequest("", (message,), body)
         path = line(caller.tenant, (message,))
         return Prepared(caller, asked, path, body, Mode.WIRE, attempt_id(), self.models.find(""))
@@ -180,7 +182,8 @@ class MemoryManager:
         return dialect.render(asked, [piece.raw for piece in pieces])
 
     async def _count(self, asked: ChatRequest, path: Line, model: Model) -> Counted:
-        if len(asked.body) > THREAD_BYTES and not self._counter.known(asked.messages, model.encoding):
+        before = asked.messages[:-NEW_MESSAGES]
+        if len(asked.body) > THREAD_BYTES and not self._counter.known(before, model.encoding):
             return await asyncio.to_thread(self._counted, asked, path, model)
         return self._counted(asked, path, model)
 

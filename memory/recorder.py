@@ -11,7 +11,6 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
-import orjson
 import structlog
 
 from memory.bounded import Bounded
@@ -230,7 +229,7 @@ class Recorder:
             status=ended.status if ended else "open",
             model=asked.model,
             answers=tuple(child(asked.tenant, asked.line.tip, message) for message in ended.answers) if ended else (),
-            record=orjson.dumps({**asked.record, **(ended.record if ended else {})}, default=str),
+            record=msgspec.json.encode({**asked.record, **(ended.record if ended else {})}),
             folds=asked.folds,
             jobs=asked.jobs if ended and ended.status == "answered" else (),
             label=asked.label,

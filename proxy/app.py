@@ -37,7 +37,8 @@ from proxy.wire.openai import Parser
 
 log = structlog.get_logger()
 
-OURS = ("/memory-manager/", "/healthz", "/readyz", "/metrics")
+OURS = frozenset(("/", "/healthz", "/readyz", "/metrics"))
+OURS_BELOW = "/memory-manager/"
 RETRY_SECONDS = 1.0
 FIRST_CONNECTION_SECONDS = 5.0  # a start waits so long for the database, then serves without it
 QUERY_EMBEDDING_SECONDS = 0.25
@@ -65,7 +66,7 @@ class App:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "")
-        if scope["type"] != "http" or path == "/" or path.startswith(OURS):
+        if scope["type"] != "http" or path in OURS or path.startswith(OURS_BELOW):
             return await self._admin(scope, receive, send)
         assert self._parts is not None
         exchange = Exchange(scope, receive, send)

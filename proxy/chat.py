@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -239,7 +239,7 @@ class Conversation:
             record={
                 "status_code": code,
                 "error": heard.error,
-                "usage": asdict(heard.usage) if heard.usage else None,
+                "usage": heard.usage,
                 "finish_reasons": heard.finish_reasons,
                 "seconds": round(now - self._started, 6),
                 "seconds_to_first_byte": round(self._first_byte - self._started, 6) if self._first_byte else None,

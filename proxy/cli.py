@@ -91,6 +91,34 @@ def worker(config: Annotated[Path | None, typer.Option(help="Settings file.")] =
     asyncio.run(run(settings))
 
 
+@cli.command()
+def demo(
+    fast: Annotated[bool, typer.Option("--fast", help="Without pauses.")] = False,
+    seed: Annotated[int, typer.Option(help="Which telling: names and numbers are drawn from it.")] = 0,
+) -> None:
+    """Watch a conversation of more than ten windows flow through Infold: no key, no network, nothing left behind.
+
+    Example: infold demo --seed 7
+
+    A scripted provider answers from the prompt it receives and from nothing else. The exit code is 0 when all
+    questions at the end were answered, else 1.
+    """
+    try:
+        from rich.console import Console
+
+        from proxy.demo.house import DemoError
+        from proxy.demo.run import demo as play
+    except ModuleNotFoundError as error:
+        fail(f"the demo needs the package {error.name}; `pip install infold` brings it")
+    try:
+        all_answered = play(seed, fast, Console())
+    except KeyboardInterrupt:
+        fail("stopped")
+    except (DemoError, LLMMemoryError, OSError) as error:
+        fail(str(error))
+    raise typer.Exit(0 if all_answered else 1)
+
+
 def read(config: Path | None, **given: object) -> Config:
     try:
         return load(config, **given)

@@ -126,6 +126,7 @@ async def check_role(connection: asyncpg.Connection) -> None:
     if row is None or row["bypasses"] or not row["member"]:
         raise StoreError(
             "Infold runs as the role infold_app, which must exist, be granted to the login role and have neither"
-            f" SUPERUSER nor BYPASSRLS. Let an administrator run:\n\n{OWNER_SQL}"
-            "alter role infold_app nosuperuser nobypassrls;"
+            " SUPERUSER nor BYPASSRLS. Let an administrator run:\n\n"
+            + OWNER_SQL.format(login=await connection.fetchval("select current_user"))
+            + "alter role infold_app nosuperuser nobypassrls;"
         )

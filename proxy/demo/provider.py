@@ -52,7 +52,7 @@ ALIKE = (
 )  # fmt: skip
 CANON = {word: alike[0] for alike in ALIKE for word in alike}
 EMPTY = frozenset(
-    "a an and at back before by did do does each end for get had has have her him his how i in insist is it its large"
+    "a an and at back one ones sell sells before by did do does each end for get had has have her him his how i in insist is it its large"
     " me my nobody of on one or our remind she so stand stay that the their them then there they this to us was we were"
     " what when where which while who with would you find day could raise".split()
 )
@@ -101,7 +101,9 @@ def passages(text: str) -> tuple[Passage, ...]:
 def words_of(text: str) -> frozenset[str]:
     """The words that say what a text is about, in one form each."""
     return frozenset(
-        CANON.get(word) or CANON.get(stem(word)) or stem(word) for word in WORD.findall(text.lower()) if word not in EMPTY
+        CANON.get(word) or CANON.get(stem(word)) or stem(word)
+        for word in WORD.findall(text.lower())
+        if word not in EMPTY
     )
 
 

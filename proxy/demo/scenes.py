@@ -58,13 +58,22 @@ def station_log(rng: Random, day: date) -> Scene:
 
 
 ODDITIES = (
-    ("WARN storage write slow ms=9{x}", "a slow write to the card. Once is nothing; three in one night mean a new card."),
+    (
+        "WARN storage write slow ms=9{x}",
+        "a slow write to the card. Once is nothing; three in one night mean a new card.",
+    ),
     ("WARN watchdog bite, restart cause=4", "the watchdog restarted it. It came back by itself, and nothing was lost."),
     ("WARN clock step +{x} ms after sync", "the clock was set. It stays inside what we allow in a day."),
-    ("WARN sensor reread 2, spread={x} mm", "two readings did not agree and it read again. Probably a bubble in the pipe."),
+    (
+        "WARN sensor reread 2, spread={x} mm",
+        "two readings did not agree and it read again. Probably a bubble in the pipe.",
+    ),
     ("WARN modem search 9.{x} s", "a long search for the network, which costs energy. Try the antenna a metre higher."),
     ("INFO housekeeping freed {x} kB", "only the nightly tidying up. I would leave this station alone."),
-    ("WARN humidity {x} % inside", "a reading of humidity that I would watch. Look at the silica gel before you close it."),
+    (
+        "WARN humidity {x} % inside",
+        "a reading of humidity that I would watch. Look at the silica gel before you close it.",
+    ),
     ("WARN queue depth {x}, oldest first", "messages had queued up, and it worked them off in the right order."),
 )
 
@@ -193,9 +202,7 @@ def quotes(rng: Random, day: date) -> Scene:
         offer["total_eur"] = round(offer["unit_eur"] * count + offer["shipping_eur"], 2)
     soon = [offer for offer in offers if offer["lead_days"] <= 12] or offers
     pick, cheapest = (min(some, key=lambda offer: offer["total_eur"]) for some in (soon, offers))
-    answer = (
-        f"I would take {pick['supplier']}: {pick['total_eur']:,.2f} euros for {count}, here in {pick['lead_days']} days."
-    )
+    answer = f"I would take {pick['supplier']}: {pick['total_eur']:,.2f} euros for {count}, here in {pick['lead_days']} days."
     if pick is not cheapest:
         saved = pick["total_eur"] - cheapest["total_eur"]
         answer += f" {cheapest['supplier']} is {saved:,.2f} cheaper but needs {cheapest['lead_days']} days."
@@ -283,7 +290,9 @@ def tides(rng: Random, day: date) -> Scene:
         f" it the rock stays dry where the base plate goes. {rng.choice(TIDE_ADVICE)}"
     )
     slots = {"place": place, "day": f"{first.day} {first:%B}"}
-    return Scene(slots, {"place": place, "from": f"{first}", "days": 3}, json.dumps({"place": place, "tides": rows}), answer)
+    return Scene(
+        slots, {"place": place, "from": f"{first}", "days": 3}, json.dumps({"place": place, "tides": rows}), answer
+    )
 
 
 TIDE_ADVICE = (

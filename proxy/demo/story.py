@@ -83,7 +83,9 @@ def drawn(rng: Random, values: Mapping[str, Sequence[str]]) -> dict[str, object]
 def opening(lines: Sequence[Mapping[str, str]], facts: Mapping[str, object]) -> Iterator[Turn]:
     """The first morning."""
     for line in lines:
-        yield Turn(named(FIRST_DAY), (user(line["user"].format(**facts)),), assistant(line["assistant"].format(**facts)))
+        yield Turn(
+            named(FIRST_DAY), (user(line["user"].format(**facts)),), assistant(line["assistant"].format(**facts))
+        )
 
 
 def days(rng: Random, words: Mapping[str, Any]) -> Iterator[Turn]:
@@ -187,7 +189,9 @@ def week(rng: Random, day: date, n: int, thanks: str) -> Turn:
         f"| S{number + 1} | {STEPS[step]} | {step + 1} of {len(STEPS)} | {rng.choice(PEOPLE)} |"
         for number, step in enumerate(done)
     )
-    answer = f"| station | last step | done | next is with |\n|---|---|---|---|\n{rows}\n\nHave a good weekend, both of you."
+    answer = (
+        f"| station | last step | done | next is with |\n|---|---|---|---|\n{rows}\n\nHave a good weekend, both of you."
+    )
     return Turn(named(day), (user(f"{thanks} It is Friday: how far are we with each of the six?"),), assistant(answer))
 
 

@@ -2,11 +2,7 @@
 
 import asyncio
 import contextlib
-import os
-import signal
 import time
-from collections.abc import Coroutine
-from typing import Any
 
 import asyncpg
 import pytest
@@ -15,41 +11,7 @@ from memory.errors import StoreError, StoreUnavailable
 from memory.store.migrate import migrate
 from memory.store.pool import Pool
 from tests.conftest import finish, open_pool, own_postgres, run_sql
-
-HANG = 5.0  # seconds: whatever takes so long hangs; a busy machine needs less for 0.25
-
-
-@contextlib.contextmanager
-def frozen(pids: list[int]):
-    """Processes that do not answer, and whose connections stay open."""
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            os.kill(pid, signal.SIGCONT)
-
-
-def family(pid: int) -> list[int]:
-    """A server and all its children."""
-    children = []
-    for entry in os.listdir("/proc"):
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            if entry.isdigit() and int(open(f"/proc/{entry}/stat").read().rsplit(")", 1)[1].split()[1]) == pid:
-                children.append(int(entry))
-    return [pid, *children]
-
-
-async def in_time(work: Coroutine[Any, Any, Any]) -> Any:
-    """The outcome of something that must not hang; it may still hang after it was cancelled, so nobody waits for it."""
-    task = asyncio.ensure_future(work)
-    done, _ = await asyncio.wait([task], timeout=HANG)
-    if not done:
-        task.cancel()
-        pytest.fail(f"it hangs: not done after {HANG:g} seconds")
-    return task.result()
-
+from tests.faults import family, frozen, in_time, until
 
 async def outcome(pool: Pool) -> str:
     """What becomes of a request's query."""
@@ -59,12 +21,6 @@ async def outcome(pool: Pool) -> str:
     except StoreUnavailable:
         return "away"
     return "answered"
-
-
-async def until(true, seconds: float = 15.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not true():
-            await asyncio.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
