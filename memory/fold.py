@@ -58,12 +58,11 @@ class Standing:
     def turns(self) -> int:
         return sum(message.role == "assistant" for message in self.counted.line.messages)
 
-    def allowance(self, max_share: float, blocks: Iterable[Block]) -> int:
+    def allowance(self, max_share: float, spent: int) -> int:
         """Tokens that may still be spent on blocks in this session."""
-        spent = {block.asked: block.paid_tokens for block in blocks}
         answers = [i for i, message in enumerate(self.counted.line.messages) if message.role == "assistant"]
         first = int(max_share * self.budget.window)
-        return block_allowance(self.counted.front, self.counted.tokens, answers, first, sum(spent.values()))
+        return block_allowance(self.counted.front, self.counted.tokens, answers, first, spent)
 
     @property
     def due(self) -> bool:
@@ -81,6 +80,14 @@ class Standing:
         if rollover_pays(self.tokens, self.fresh_tokens, front, self.turns, self.budget, self.prices):
             return "due, and it lowers the bill"
         return None
+
+
+def spent_on_blocks(frozen: Frozen | None, blocks: Iterable[Block]) -> int:
+    """Tokens of the session's allowance that are gone: up to the newest rollover, and since."""
+    if frozen is None:
+        return 0
+    since = {block.asked: block.paid_tokens for block in blocks if block.asked >= frozen.asked}
+    return frozen.spent + sum(since.values())
 
 
 def standing_blocks(

@@ -19,8 +19,8 @@ from memory.budget import budget as budget_for
 from memory.embed import Embedder
 from memory.errors import CannotFit, InvalidRequest, ModelError, StoreError
 from memory.explain import explain
-from memory.fold import Standing, saved_input, standing_blocks, without_store
-from memory.identify import Line, continued, line, text_id
+from memory.fold import Standing, saved_input, spent_on_blocks, standing_blocks, without_store
+from memory.identify import Line, continued, fresh_from, line, text_id
 from memory.lexical import Terms, terms
 from memory.messages import DIGEST_BYTES, ChatRequest, Message
 from memory.models import RELATIVE_PRICES, ModelTable
@@ -38,6 +38,7 @@ from memory.types import Block, Budget, Frozen, Mode, Model
 log = structlog.get_logger()
 
 THREAD_BYTES = 64 * 1024  # a body with more than this of unknown text is counted in a thread
+FOLDS_BYTES = 16 * 1024 * 1024  # of frozen prompts, and of blocks, that this process remembers
 NEW_MESSAGES = 4  # so many at the end may be new without counting as a cold history
 EMBED_FROM = 0.5  # of the trigger: shorter sessions are never embedded
 
@@ -129,8 +130,8 @@ class MemoryManager:
         self._counter = counter
         self._embedder = embedder
         self.models = models
-        self._frozen: Bounded[bytes, Frozen] = Bounded(2_000)
-        self._blocks: Bounded[bytes, Block] = Bounded(4_000)
+        self._frozen: Bounded[bytes, Frozen] = Bounded(FOLDS_BYTES, frozen_bytes)
+        self._blocks: Bounded[bytes, Block] = Bounded(FOLDS_BYTES, lambda block: 500 + len(block.kept + block.filled))
         self._terms: Bounded[bytes, Terms] = Bounded(600_000, lambda found: len(found.counts) + 8)
 
     # Prepare: from what the client asked to what goes upstream.
@@ -218,9 +219,10 @@ class MemoryManager:
         if why is not None or frozen is None:
             await self._recorder.store_line(wire.to_record(), state.known)
             frozen = await asyncio.to_thread(roll, self._rollover(wire, counted, budget, dialect), state.frozen)
+            frozen = replace(frozen, spent=spent_on_blocks(state.frozen, state.blocks))
             blocks = {}
         now = replace(standing, frozen=frozen, blocks=blocks)
-        allowance = now.allowance(self._settings.recall.max_share, state.blocks)
+        allowance = now.allowance(self._settings.recall.max_share, spent_on_blocks(state.frozen, state.blocks))
         return await self._assemble(wire, standing, now, allowance, why, dialect, away)
 
     async def _with_cut_history(self, wire: Prepared, counted: Counted, tip: bytes, dialect: Dialect) -> Counted:
@@ -358,15 +360,21 @@ class MemoryManager:
     # What we hold of a line: in the database, and in this process as far as it has seen it.
 
     async def _gather(self, caller: Caller, path: Line) -> tuple[LineState, str | None]:
-        """What is known of a line, and why the database could not tell, if so."""
+        """What is known of a line, and why the database could not tell, if so.
+
+        Where this process has stored the line's newest answer and holds its frozen prompt, it knows as much.
+        """
+        frozen = next((found for node in reversed(path.nodes) if (found := self._frozen.get(node))), None)
+        blocks = tuple(block for node in path.nodes if (block := self._blocks.get(node)))
+        age = self._recorder.age(path)
+        if frozen and age is not None:
+            return LineState(known=fresh_from(path.messages), age_seconds=age, frozen=frozen, blocks=blocks), None
         away = None
         try:
             async with self._pool.connection() as connection:
                 state = await find_line(connection, caller.tenant, path.nodes)
         except StoreError as error:
             state, away = LineState(age_seconds=0), str(error)
-        frozen = next((found for node in reversed(path.nodes) if (found := self._frozen.get(node))), None)
-        blocks = [block for node in path.nodes if (block := self._blocks.get(node))]
         if frozen and (state.frozen is None or frozen.covers > state.frozen.covers):
             state = msgspec.structs.replace(state, frozen=frozen)
         return msgspec.structs.replace(state, blocks=(*state.blocks, *blocks)), away
@@ -398,3 +406,7 @@ class MemoryManager:
 
 def writer(dialect: Dialect) -> Writer:
     return Writer(digest_text, dialect.message_json, dialect.with_content, shortened_text)
+
+
+def frozen_bytes(frozen: Frozen) -> int:
+    return 500 + 300 * len(frozen.stretches) + sum(len(part.raw or b"") + 200 for part in frozen.parts)

@@ -24,7 +24,7 @@ MOST_CELLS = 250_000  # messages x query terms that are looked at; beyond, the q
 SMALLEST_PART = 96  # tokens: a shorter piece of a message is not worth its heading
 
 LEAST_TERMS, MOST_TERMS = 2.0, 8.0  # rare terms that a query is taken to have, at least and at most
-LEAST_SHARE = 0.05  # messages with less than this share of the best score stay out
+LEAST_SHARE = 0.02  # messages with less than this share of the best score stay out
 
 # Words that ask or answer, and say nothing of what is asked for: "what did I have", "yes, please", "ok, thanks!"
 EMPTY = frozenset(

@@ -5,6 +5,7 @@ counted as unrecorded.
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,7 +16,7 @@ import structlog
 
 from memory.bounded import Bounded
 from memory.errors import InvalidRequest, SpoolError, StoreError, StoreRefused
-from memory.identify import Line, child, session_id
+from memory.identify import Line, child, fresh_from, session_id
 from memory.messages import ChatRequest, Message
 from memory.spool import Spool
 from memory.store.pool import Pool
@@ -96,7 +97,7 @@ class Recorder:
     def __init__(self, pool: Pool, spool: Spool) -> None:
         self._pool = pool
         self._spool = spool
-        self._stored: Bounded[bytes, bool] = Bounded(STORED_NODES)
+        self._stored: Bounded[bytes, float] = Bounded(STORED_NODES)  # node -> when, in seconds of time.monotonic
         self._sessions: Bounded[bytes, str] = Bounded(STORED_NODES // 10)
         self._followers: Bounded[bytes, bytes] = Bounded(STORED_NODES // 10)  # node -> the first one sent after it
         self._draining = asyncio.Lock()
@@ -112,6 +113,15 @@ class Recorder:
             follower, following = self._followers.get(line.nodes[position]), line.nodes[position + 1]
             return known if follower in (None, following) else session_id(following)
         return session_id(line.nodes[0])
+
+    def age(self, line: Line) -> float | None:
+        """Seconds since this process stored the newest answer on a line; None if another one did, or nobody.
+
+        Whoever stored the answer before the new messages has seen all that happened on the line up to there.
+        """
+        answer = fresh_from(line.messages) - 1
+        stored = self._stored.get(line.nodes[answer]) if answer >= 0 else None
+        return time.monotonic() - stored if stored is not None else None
 
     async def store_line(self, asked: Asked, known: int) -> None:
         """Make a line's messages durable before any of them leaves the prompt.
@@ -248,8 +258,9 @@ class Recorder:
 
     def _mark(self, rows: Sequence[NodeRow], session: str) -> None:
         """Remember what is stored, so that it is neither asked about nor written again."""
+        now = time.monotonic()
         for row in rows:
-            self._stored.put(row.node, True)
+            self._stored.put(row.node, now)
             if row.depth >= 0:
                 self._sessions.put(row.node, session)
 

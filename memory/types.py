@@ -95,6 +95,7 @@ class Frozen:
     tokens: int  # of all parts; without system messages, tools and blocks
     asked: int  # how many messages the request had that made it
     rollovers: int = 1  # how many there have been on this line
+    spent: int = 0  # tokens that blocks before it have taken from the session's allowance
 
     def __repr__(self) -> str:
         return f"<Frozen {self.covers} messages in {self.tokens:,} tokens, {len(self.stretches)} stretches>"

@@ -99,25 +99,41 @@ grant select on infold.secrets to infold_app;
 grant select on infold.alembic_version to infold_app;
 
 -- What we know of a line of conversation: its deepest known node, the node after which the client cut its history,
--- the newest frozen prompt, and the blocks.
+-- the newest frozen prompt, and the blocks made since. Looks from the newest message back: what it wants is near.
 create function infold.find_line(p_tenant bytea, p_nodes bytea[])
 returns table (kind text, node bytea, depth integer, data bytea, session text, age double precision)
 language plpgsql as $$
+declare known integer := cardinality(p_nodes); high integer; since integer := 1;
 begin
     perform set_config('infold.tenant', encode(p_tenant, 'hex'), true);
-    return query
-        select 'known', n.node, n.depth, null::bytea, n.session, extract(epoch from now() - n.created_at)::float8
-        from infold.nodes n where n.tenant = p_tenant and n.node = any(p_nodes) order by n.depth desc limit 1;
+    loop
+        if known = 0 then return; end if;
+        return query
+            select 'known', n.node, known - 1, null::bytea, n.session, extract(epoch from now() - n.created_at)::float8
+            from infold.nodes n where n.tenant = p_tenant and n.node = p_nodes[known];
+        exit when found;
+        known := known - 1;
+    end loop;
     return query
         select 'continues', n.continues, n.depth, null::bytea, null::text, null::float8
         from infold.nodes n where n.tenant = p_tenant and n.node = p_nodes[1] and n.continues is not null;
-    return query
-        select f.kind, f.node, f.depth, f.data, null::text, null::float8
-        from infold.folds f where f.tenant = p_tenant and f.node = any(p_nodes) and f.kind = 'frozen'
+    high := known;
+    while high > 0 loop
+        select f.node, f.depth, f.data into node, depth, data
+        from infold.folds f
+        where f.tenant = p_tenant and f.node = any(p_nodes[greatest(high - 63, 1):high]) and f.kind = 'frozen'
         order by f.depth desc limit 1;
+        if found then
+            kind := 'frozen';
+            since := array_position(p_nodes, node);
+            return next;
+            exit;
+        end if;
+        high := high - 64;
+    end loop;
     return query
         select f.kind, f.node, f.depth, f.data, null::text, null::float8
-        from infold.folds f where f.tenant = p_tenant and f.node = any(p_nodes) and f.kind = 'block';
+        from infold.folds f where f.tenant = p_tenant and f.node = any(p_nodes[since:known]) and f.kind = 'block';
 end $$;
 
 -- The node after which a client cut its history: what stands before the place where its first messages stand already,

@@ -77,7 +77,7 @@ def turn_of(line: Line, status: str = "answered", tenant: bytes = TENANT, **more
 
 
 async def rows(owner: asyncpg.Connection, table: str) -> list[asyncpg.Record]:
-    return await owner.fetch(f"select * from infold.{table}")  # noqa: S608
+    return await owner.fetch(f"select * from infold.{table}")
 
 
 def asked_for(messages: list[dict[str, Any]], tenant: bytes = TENANT, **more: Any) -> Asked:
@@ -117,8 +117,7 @@ async def caught_up(recorder: Recorder, pool: Pool) -> None:
 
 
 async def whole_turn(recorder: Recorder, asked: Asked, ended: Ended) -> Kept:
-    opening = asyncio.create_task(recorder.open(asked))
-    return await recorder.close(asked, opening, ended)
+    return await recorder.close(asked, recorder.open(asked), ended)
 
 
 # A turn
