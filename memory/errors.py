@@ -1,14 +1,14 @@
 """What can go wrong in the memory, drawn as a tree.
 
-    LLMMemoryError
-      NotFound            no such item, session, turn
-      InvalidRequest      the caller can fix it; names the field and the allowed values
-      CannotFit           even the smallest plan is over the limit
-      ModelError          an embedder or a summariser did not do its work
-      StoreError          PostgreSQL did not do its work
-        StoreUnavailable  not reachable, too slow, or shutting down: try again later
-        StoreRefused      it will never take this record
-        SpoolError        the disk did not take the record either
+LLMMemoryError
+  NotFound            no such item, session, turn
+  InvalidRequest      the caller can fix it; names the field and the allowed values
+  CannotFit           even the smallest plan is over the limit
+  ModelError          an embedder or a summariser did not do its work
+  StoreError          PostgreSQL did not do its work
+    StoreUnavailable  not reachable, too slow, or shutting down: try again later
+    StoreRefused      it will never take this record
+    SpoolError        the disk did not take the record either
 """
 
 

@@ -166,20 +166,20 @@ class MemoryManager:
         path = line(caller.tenant, (message,))
         return Prepared(caller, asked, path, body, Mode.WIRE, attempt_id(), self.models.find(""))
 
-    def squeeze(self, asked: ChatRequest, dialect: Dialect, upstream: str) -> bytes:
-        """What goes upstream for somebody who has no memory: the client's bytes, or as much of their end as fits."""
+    def squeeze(self, asked: ChatRequest, dialect: Dialect, upstream: str) -> bytes | None:
+        """The store-less plan for somebody who has no memory; None where the client's own bytes go."""
         model = self.models.find(asked.model, upstream)
         path = line(bytes(16), asked.messages)
         if model.window is None or not path.nodes:
-            return asked.body
+            return None
         counted = self._counted(asked, path, model)
         budget = budget_for(model, asked.max_output_tokens, counted.front)
         if counted.total <= budget.limit:
-            return asked.body
+            return None
         try:
             pieces = without_store(counted, budget, dialect.message_json)
         except CannotFit:
-            return asked.body
+            return None
         return dialect.render(asked, [piece.raw for piece in pieces])
 
     async def _count(self, asked: ChatRequest, path: Line, model: Model) -> Counted:
@@ -399,7 +399,7 @@ class MemoryManager:
         """Begin to write the opening of a turn, beside the upstream call."""
         return self._recorder.open(prepared.to_record())
 
-    async def record(self, prepared: Prepared, opening: Opening, ended: Ended) -> Kept:
+    async def record(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> Kept:
         """Write the end of a turn; returns when it is safe, or counted as unrecorded."""
         return await self._recorder.close(prepared.to_record(), opening, ended)
 

@@ -129,8 +129,11 @@ class Recorder:
         Raises:
             StoreError: they are not.
         """
-        rows = self._new_rows(asked, known)
-        for batch in batches(rows):
+        await self._store(asked, batches(self._new_rows(asked, known)))
+
+    async def _store(self, asked: Asked, rows: Sequence[Sequence[NodeRow]]) -> None:
+        """Store batches of messages, each durably."""
+        for batch in rows:
             async with self._pool.connection() as connection:
                 session = await save_nodes(connection, asked.tenant, asked.label, batch, self._named(asked, batch))
             self._mark(batch, session)
@@ -141,32 +144,35 @@ class Recorder:
 
     async def _open(self, asked: Asked) -> bool:
         try:
-            rows = await self._unknown_rows(asked)
-            *first, last = batches(rows) or [()]
-            for batch in first:
-                async with self._pool.connection() as connection:
-                    session = await save_nodes(connection, asked.tenant, asked.label, batch, self._named(asked, batch))
-                self._mark(batch, session)
+            *first, last = batches(await self._unknown_rows(asked)) or [()]
+            await self._store(asked, first)
             async with self._pool.connection() as connection:
                 session = await record_turn(connection, self._turn(asked, last, None), relaxed=True)
-            self._mark(last, session)
-            self._follow(asked.line)
         except StoreError as error:
             log.debug("opening not written", reason=str(error))
             return False
+        self._name(last, session)  # stored, but not durably: the end's commit vouches for it
+        self._follow(asked.line)
         return True
 
-    async def close(self, asked: Asked, opening: Opening, ended: Ended) -> Kept:
-        """Write a turn's end, durably."""
+    async def close(self, asked: Asked, opening: Opening | None, ended: Ended) -> Kept:
+        """Write a turn's end, durably.
+
+        A database that was killed after the opening may have lost it; then the end is refused, and all is written
+        again.
+        """
+        opened = opening is not None and await opening.settled()
+        not_durable = self._new_rows(asked, 0)
+        answers = answer_rows(asked, ended)
         try:
-            rows = () if await opening.settled() else await self._unknown_rows(asked)
+            rows = () if opened else await self._unknown_rows(asked)
+            try:
+                await self._write(self._turn(asked, (*rows, *answers), ended))
+            except StoreRefused:
+                await self._write(self._turn(asked, (*not_durable, *answers), ended))
         except StoreError:
-            rows = self._new_rows(asked, 0)
-        turn = self._turn(asked, (*rows, *answer_rows(asked, ended)), ended)
-        try:
-            await self._write(turn)
-        except StoreError:
-            return await self._spool_turn(turn)
+            return await self._spool_turn(self._turn(asked, (*not_durable, *answers), ended))
+        self._mark(not_durable, self.session(asked.line))
         self._follow(asked.line)
         return Kept.COMMITTED
 
@@ -257,10 +263,14 @@ class Recorder:
                 self._followers.put(line.nodes[position - 1], line.nodes[position])
 
     def _mark(self, rows: Sequence[NodeRow], session: str) -> None:
-        """Remember what is stored, so that it is neither asked about nor written again."""
+        """Remember what is durable, so that it is neither asked about nor written again."""
         now = time.monotonic()
         for row in rows:
             self._stored.put(row.node, now)
+        self._name(rows, session)
+
+    def _name(self, rows: Sequence[NodeRow], session: str) -> None:
+        for row in rows:
             if row.depth >= 0:
                 self._sessions.put(row.node, session)
 

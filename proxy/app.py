@@ -41,6 +41,7 @@ OURS = frozenset(("/", "/healthz", "/readyz", "/metrics"))
 OURS_BELOW = "/memory-manager/"
 RETRY_SECONDS = 1.0
 FIRST_CONNECTION_SECONDS = 5.0  # a start waits so long for the database, then serves without it
+DRAIN_SECONDS = 2.0
 QUERY_EMBEDDING_SECONDS = 0.25
 
 
@@ -103,6 +104,8 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack) -> Parts:
     embedding = embedder_for(config)
     memory = MemoryManager(config.settings, pool, recorder, models, Counter(), embedding)
     parts = Parts(config, memory, upstream, Windows(models, upstream, client), metrics, Parser(), pool, recorder)
+    if config.pepper is not None:
+        parts.pepper = config.pepper.get_secret_value().encode()
     keeping = asyncio.create_task(keep_database(parts, dsn))
     stack.callback(keeping.cancel)
     await asyncio.wait([keeping], timeout=FIRST_CONNECTION_SECONDS)
@@ -127,8 +130,9 @@ async def keep_database(parts: Parts, dsn: str) -> None:
         try:
             await migrate(dsn)
             await parts.pool.open()
-            async with parts.pool.connection(5) as connection:
-                parts.pepper = await load_pepper(connection)
+            if parts.pepper is None:
+                async with parts.pool.connection(5) as connection:
+                    parts.pepper = await load_pepper(connection)
             break
         except (StoreError, asyncpg.PostgresError, *AWAY) as error:
             if not told:
@@ -136,11 +140,12 @@ async def keep_database(parts: Parts, dsn: str) -> None:
             told = True
             await asyncio.sleep(RETRY_SECONDS)
     log.info("database ready")
-    given = parts.config.pepper
-    parts.pepper = given.get_secret_value().encode() if given else parts.pepper
     parts.metrics.database.set(1)
     parts.pool.on_change(lambda available: database_changed(parts, available))
-    await parts.recorder.drain()
+    while True:  # whatever the reason a turn was spooled for, it does not wait for the next outage
+        if parts.pool.available and parts.recorder.spooled():
+            await parts.recorder.drain()
+        await asyncio.sleep(DRAIN_SECONDS)
 
 
 def database_changed(parts: Parts, available: bool) -> None:

@@ -2,17 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from memory.manager import Caller, MemoryManager, Prepared
 from memory.messages import ChatRequest
 from memory.models import Overflow, overflow_in_error
-from memory.recorder import Ended, Opening, Recorder
+from memory.recorder import Ended, Kept, Opening, Recorder
 from memory.store.pool import Pool
+from memory.types import Mode
 from proxy.answer import Heard, answer_for, header
 from proxy.config import Config
 from proxy.errors import ClientGone, ProxyError, UpstreamCut
@@ -26,6 +27,8 @@ from proxy.wire import openai
 from proxy.wire.encoding import decoded
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 ERROR_BYTES = 64 * 1024  # of a refusal are read to see whether the prompt was too long
 
@@ -76,14 +79,39 @@ async def converse(parts: Parts, exchange: Exchange, body: bytes) -> None:
     asked = understood(parts, exchange, body)
     caller = caller_of(parts, exchange)
     if caller is None:
-        return await relay(parts.upstream, exchange, without_memory(parts, asked, body))
+        return await relay_without_memory(parts, exchange, asked, body)
     if asked is not None and parts.windows.wants(asked.model):
         parts.later(parts.windows.ask(exchange.headers))
-    prepared = await prepare_or_pass(parts, caller, asked, body)
+    prepared = await fail_open(parts, prepare(parts, caller, asked, body), None)
     parts.metrics.prepare.observe(time.perf_counter() - started)
     if prepared is None:
-        return await relay(parts.upstream, exchange, body, [(b"x-infold-mode", b"degraded")])
+        return await relay_without_memory(parts, exchange, asked, body)
     await Conversation(parts, exchange, body, started).run(prepared)
+
+
+async def relay_without_memory(parts: Parts, exchange: Exchange, asked: ChatRequest | None, body: bytes) -> None:
+    """Nobody's memory, or none at hand: the client's bytes if they fit, else as much of their end as does."""
+    parts.metrics.turns.labels("unrecorded").inc()
+    shorter = await fail_open(parts, squeeze(parts, asked), None)
+    notes = [(b"x-infold-mode", Mode.DEGRADED.encode())]
+    if shorter is None:
+        return await relay(parts.upstream, exchange, body, notes)
+    headers = [pair for pair in exchange.headers if pair[0] != b"content-encoding"]
+    await relay(parts.upstream, exchange, shorter, notes, headers)
+
+
+async def squeeze(parts: Parts, asked: ChatRequest | None) -> bytes | None:
+    return parts.memory.squeeze(asked, openai, parts.upstream.base_url) if asked is not None else None
+
+
+async def fail_open(parts: Parts, work: Awaitable[T], otherwise: T) -> T:
+    """What memory gives; `otherwise` when it failed. A bug of ours never becomes the user's failure."""
+    try:
+        return await work
+    except Exception as error:  # the one broad except in the house: we fail open, here only
+        parts.metrics.passed_through.labels(type(error).__name__).inc()
+        log.exception("going on without memory")
+        return otherwise
 
 
 # Who asks, and what.
@@ -110,21 +138,11 @@ def caller_of(parts: Parts, exchange: Exchange) -> Caller | None:
     return Caller(tenant, label, parts.upstream.base_url)
 
 
-def without_memory(parts: Parts, asked: ChatRequest | None, body: bytes) -> bytes:
-    """What goes upstream for nobody: the client's bytes if they fit, else as much of their end as does."""
-    return parts.memory.squeeze(asked, openai, parts.upstream.base_url) if asked is not None else body
-
-
-async def prepare_or_pass(parts: Parts, caller: Caller, asked: ChatRequest | None, body: bytes) -> Prepared | None:
-    """Plan the context; None when memory failed: then the client's own bytes go upstream, unrecorded."""
-    try:
-        if asked is None:
-            return parts.memory.odd(caller, body)
-        return await parts.memory.prepare(caller, asked, openai)
-    except Exception as error:  # the one broad except in the house: we fail open, here only
-        parts.metrics.passed_through.labels(type(error).__name__).inc()
-        log.exception("forwarding without memory")
-        return None
+async def prepare(parts: Parts, caller: Caller, asked: ChatRequest | None, body: bytes) -> Prepared:
+    """Plan the context; an odd body is forwarded and recorded as it came."""
+    if asked is None:
+        return parts.memory.odd(caller, body)
+    return await parts.memory.prepare(caller, asked, openai)
 
 
 class Conversation:
@@ -139,7 +157,7 @@ class Conversation:
 
     async def run(self, prepared: Prepared, may_retry: bool = True) -> None:
         """Forward, relay, record. A prompt that the provider finds too long is sent once more, compacted."""
-        opening = self._parts.memory.open(prepared)
+        opening = await fail_open(self._parts, self._open(prepared), None)
         headers = self._headers(prepared)
         method, path, query = self._exchange.method, self._exchange.path, self._exchange.query
         body = self._body if prepared.is_untouched else prepared.body
@@ -175,16 +193,14 @@ class Conversation:
         if overflow is None:
             return refusal
         learn(self._parts, prepared, overflow)
-        again = await prepare_or_pass(self._parts, prepared.caller, prepared.asked, self._body)
+        again = await fail_open(self._parts, prepare(self._parts, prepared.caller, prepared.asked, self._body), None)
         fits = again is not None and not again.is_untouched and again.body != prepared.body
         return again if fits and again is not None else refusal
 
-    async def _relay(
-        self, prepared: Prepared, opening: Opening, reply: Reply, refusal: bytes | None
-    ) -> None:
+    async def _relay(self, prepared: Prepared, opening: Opening | None, reply: Reply, refusal: bytes | None) -> None:
         """Pass bytes on as they come; the terminal ones wait until the turn is safe."""
         exchange, answer, recorded = self._exchange, answer_for(reply), False
-        headers = [*reply.headers, *self._notes(prepared)]
+        headers = [*reply.headers, *await fail_open(self._parts, self._notes(prepared), ())]
         self._first_byte = time.perf_counter()
         try:
             if has_no_body(exchange.method, reply):
@@ -213,7 +229,7 @@ class Conversation:
                 self._parts.later(self._record(prepared, opening, "partial", answer.heard(), reply.status))
             self._report(prepared, reply)
 
-    def _notes(self, prepared: Prepared) -> Headers:
+    async def _notes(self, prepared: Prepared) -> Headers:
         """Our own headers on the answer."""
         notes = [
             (b"x-infold-session", self._parts.memory.session(prepared).encode()),
@@ -228,8 +244,11 @@ class Conversation:
             notes.append((b"x-infold-saved-usd", b"%.6f" % prepared.saved_usd))
         return notes
 
+    async def _open(self, prepared: Prepared) -> Opening:
+        return self._parts.memory.open(prepared)
+
     async def _record(
-        self, prepared: Prepared, opening: Opening, status: str, heard: Heard, code: int | None
+        self, prepared: Prepared, opening: Opening | None, status: str, heard: Heard, code: int | None
     ) -> None:
         """Make the turn safe. Runs to its end even when the client leaves meanwhile."""
         now = time.perf_counter()
@@ -245,7 +264,8 @@ class Conversation:
                 "seconds_to_first_byte": round(self._first_byte - self._started, 6) if self._first_byte else None,
             },
         )
-        kept = await asyncio.shield(self._parts.later(self._parts.memory.record(prepared, opening, ended)))
+        recording = self._parts.memory.record(prepared, opening, ended)
+        kept = await asyncio.shield(self._parts.later(fail_open(self._parts, recording, Kept.UNRECORDED)))
         self._parts.metrics.turns.labels(kept).inc()
         self._parts.metrics.record.observe(time.perf_counter() - now)
 

@@ -2,12 +2,13 @@
 
 import base64
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
-from memory.errors import LLMMemoryError, NotFound, StoreUnavailable
+from memory.errors import LLMMemoryError, NotFound, StoreError, StoreUnavailable
 from memory.store.export import export_lines, jobs_pending, load_turn
 from proxy.chat import Parts
 from proxy.errors import error_body
@@ -34,7 +35,7 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     parts = parts_of(request)
     parts.metrics.spooled.set(parts.recorder.spooled())
-    if parts.pool.available:
+    with suppress(StoreError):  # then the gauge stays as it was
         async with parts.pool.connection(1) as connection:
             parts.metrics.jobs.set(await jobs_pending(connection))
     return Response(parts.metrics.render(), media_type=CONTENT_TYPE.decode())

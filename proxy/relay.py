@@ -14,19 +14,26 @@ log = structlog.get_logger()
 READ_AT_ONCE_BYTES = 1024 * 1024
 
 
-async def relay(upstream: Upstream, exchange: Exchange, body: bytes | None = None, notes: Headers = ()) -> None:
+async def relay(
+    upstream: Upstream,
+    exchange: Exchange,
+    body: bytes | None = None,
+    notes: Headers = (),
+    headers: Headers | None = None,
+) -> None:
     """Pass a request on and its answer back, byte for byte, as they come.
 
     Args:
         body: the request body where somebody has read it already; None: it is still with the client.
         notes: headers of ours (`x-infold-*`) that join the upstream's.
+        headers: of the request, where they differ from the client's own.
 
     A cut answer stays cut: we return without the end, and the server closes the client's connection. An upstream
     that cannot be reached is a 502 of ours.
     """
     try:
         exchange.check()
-        await while_client_stays(exchange, _pass_through(upstream, exchange, body, notes))
+        await while_client_stays(exchange, _pass_through(upstream, exchange, body, notes, headers))
     except ClientGone:
         log.info("client left")
     except UpstreamCut as error:
@@ -36,9 +43,12 @@ async def relay(upstream: Upstream, exchange: Exchange, body: bytes | None = Non
         await exchange.refuse(error, notes)
 
 
-async def _pass_through(upstream: Upstream, exchange: Exchange, body: bytes | None, notes: Headers) -> None:
+async def _pass_through(
+    upstream: Upstream, exchange: Exchange, body: bytes | None, notes: Headers, headers: Headers | None
+) -> None:
     sending = body if body is not None else await _body(exchange)
-    async with upstream.send(exchange.method, exchange.path, exchange.query, exchange.headers, sending) as reply:
+    given = exchange.headers if headers is None else headers
+    async with upstream.send(exchange.method, exchange.path, exchange.query, given, sending) as reply:
         await exchange.start(reply.status, [*reply.headers, *notes])
         async for chunk in reply.chunks():
             await exchange.send(chunk)

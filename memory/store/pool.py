@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import asyncpg
 import structlog
@@ -86,7 +86,7 @@ class Pool:
             async with asyncio.timeout(wait_seconds):
                 yield connection
         except AWAY as error:
-            connection.terminate()
+            give_up(connection)
             self._shut(error)
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
         except REFUSED as error:
@@ -94,10 +94,11 @@ class Pool:
         except asyncpg.PostgresError as error:
             raise StoreError(f"{type(error).__name__}: {error}") from error
         except asyncio.CancelledError:
-            connection.terminate()
+            give_up(connection)
             raise
         finally:
-            await pool.release(connection)
+            with suppress(asyncpg.InterfaceError):
+                await pool.release(connection)
 
     async def _acquire(self, pool: asyncpg.Pool, wait_seconds: float) -> asyncpg.Connection:
         try:
@@ -159,6 +160,12 @@ class Pool:
             return False
         connection.terminate()
         return True
+
+
+def give_up(connection: asyncpg.Connection) -> None:
+    """Close a connection whose query did not end, without a word to the server."""
+    with suppress(asyncpg.InterfaceError):  # the server was faster, and asyncpg has put it away
+        connection.terminate()
 
 
 async def show(connection: asyncpg.Connection, tenant: bytes) -> None:

@@ -347,6 +347,9 @@ begin
         select coalesce(max(n.session), p_session) into line from infold.nodes n
         where n.tenant = p_tenant and n.node = p_turn;
     end if;
+    if not exists (select from infold.nodes n where n.tenant = p_tenant and n.node = p_turn) then
+        raise exception 'the message asked is not stored' using errcode = 'foreign_key_violation';
+    end if;
     insert into infold.turns (tenant, node, session, model, status) values (p_tenant, p_turn, line, p_model, p_status)
         on conflict (tenant, node) do update set updated_at = now(), status = case
             when infold.turns.status = 'answered' or excluded.status = 'open' then infold.turns.status

@@ -1,4 +1,4 @@
-"""The real Infold for the demo: `infold serve` as anybody starts it, on a free port, with a home that is thrown away."""
+"""The real Infold for the demo: `infold serve` as anybody starts it, on a free port, in a home that is thrown away."""
 
 import os
 import re
@@ -90,18 +90,20 @@ def clean_environment() -> dict[str, str]:
 def ready(process: "subprocess.Popen[bytes]", log: Path) -> str:
     """Wait until it serves with its database."""
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise DemoError(f"Infold did not start: {last_words(log)}")
-        if (banner := BANNER.search(log.read_text(errors="replace"))) and is_ready(banner[1]):
-            return banner[1]
-        time.sleep(0.05)
+    with httpx.Client(trust_env=False, verify=False, timeout=2) as client:
+        while time.monotonic() < deadline:
+            if process.poll() is not None:
+                raise DemoError(f"Infold did not start: {last_words(log)}")
+            banner = BANNER.search(log.read_text(errors="replace"))
+            if banner and is_ready(client, banner[1]):
+                return banner[1]
+            time.sleep(0.05)
     raise DemoError(f"Infold is not ready after {START_SECONDS:.0f} seconds: {last_words(log)}")
 
 
-def is_ready(url: str) -> bool:
+def is_ready(client: httpx.Client, url: str) -> bool:
     try:
-        return b'"ready"' in httpx.get(f"{url}/readyz", timeout=2, trust_env=False).content
+        return b'"ready"' in client.get(f"{url}/readyz").content
     except httpx.TransportError:
         return False
 

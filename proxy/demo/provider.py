@@ -4,7 +4,7 @@ It knows the assistant's lines of the conversation (the request's `x-demo-line` 
 questions, and it keeps nothing from one request to the next but what a cache of prefixes holds. `read` is all that
 answers a question: a function of the messages in the prompt.
 
-It counts and refuses like a real one: a prompt over the window is a 400, and a prefix it has seen is read from the cache.
+It counts and refuses like a real one: a prompt over the window is a 400, a prefix it has seen is read from its cache.
 """
 
 import re
@@ -52,9 +52,11 @@ ALIKE = (
 )  # fmt: skip
 CANON = {word: alike[0] for alike in ALIKE for word in alike}
 EMPTY = frozenset(
-    "a an and at back one ones sell sells before by did do does each end for get had has have her him his how i in insist is it its large"
-    " me my nobody of on one or our remind she so stand stay that the their them then there they this to us was we were"
-    " what when where which while who with would you find day could raise".split()
+    WORD.findall(
+        "a an and at back before by could day did do does each end find for get had has have her him his how i in"
+        " insist is it its large me my nobody of on one ones or our raise remind sell sells she so stand stay that the their"
+        " them then there they this to us was we were what when where which while who with would you"
+    )
 )
 
 
@@ -87,14 +89,14 @@ def read(messages: Sequence[Json]) -> str:
 @lru_cache(2_000)
 def passages(text: str) -> tuple[Passage, ...]:
     """The sentences of a message that state something; those of quoted ones know where they come from."""
-    found, source = [], None
+    found: list[Passage] = []
+    source = None
     for line in text.splitlines():
         if heading := HEADING.match(line):
             source = heading[1]
             continue
-        for sentence in SENTENCE_END.split(SPEAKER.sub("", line)):
-            if sentence and not sentence.endswith("?"):
-                found.append(Passage(sentence, source, words_of(sentence)))
+        said = SENTENCE_END.split(SPEAKER.sub("", line))
+        found += [Passage(some, source, words_of(some)) for some in said if some and not some.endswith("?")]
     return tuple(found)
 
 
@@ -172,8 +174,8 @@ class Provider:
         total = sum(tokens) + REPLY_TOKENS
         if total + (asked.max_output_tokens or 0) > self.window:
             return failure(
-                f"This model's maximum context length is {self.window} tokens. However, your messages resulted in {total}"
-                " tokens. Please reduce the length of the messages.",
+                f"This model's maximum context length is {self.window} tokens. However, your messages resulted in"
+                f" {total} tokens. Please reduce the length of the messages.",
                 "context_length_exceeded",
             )
         cached = self.cache.read([b"".join(asked.schemas), *(m.raw for m in asked.messages)], tokens)
@@ -190,7 +192,7 @@ class Provider:
         written = self._counter.text(orjson.dumps(reply.get("tool_calls") or text_of(reply)).decode(), self.encoding)
         usage: Json = {"prompt_tokens": total, "completion_tokens": written, "total_tokens": total + written}
         usage["prompt_tokens_details"] = {"cached_tokens": cached}
-        base = {"id": f"chatcmpl-{self.answered}", "created": int(time.time()), "model": body.get("model")}
+        base: Json = {"id": f"chatcmpl-{self.answered}", "created": int(time.time()), "model": body.get("model")}
         if body.get("stream"):
             return StreamingResponse(events(base, reply, usage), media_type="text/event-stream")
         choice = {"index": 0, "message": reply, "finish_reason": reason_of(reply)}
@@ -215,7 +217,7 @@ async def events(base: Json, reply: Json, usage: Json) -> AsyncIterator[bytes]:
     deltas: list[Json] = [{"role": "assistant", "content": ""}]
     deltas += [{"content": some} for some in re.findall(r"(?:\S+\s*){1,3}", text_of(reply))]
     deltas += [{"tool_calls": [{"index": n, **call}]} for n, call in enumerate(reply.get("tool_calls") or ())]
-    choices = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
+    choices: list[Json] = [{"index": 0, "delta": delta, "finish_reason": None} for delta in deltas]
     choices.append({"index": 0, "delta": {}, "finish_reason": reason_of(reply)})
     for choice in choices:
         yield event({**base, "choices": [choice]})
@@ -252,7 +254,7 @@ def serving(provider: Provider) -> Iterator[str]:
         thread.start()
         try:
             wait_for(server)
-            yield "http://127.0.0.1:{}".format(listener.getsockname()[1])
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             server.should_exit = True
             thread.join(START_SECONDS)

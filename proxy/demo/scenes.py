@@ -9,6 +9,8 @@ from random import Random
 from typing import Any
 
 PLACES = ("Storholm", "Langholm", "Nordskjer", "Varnsund", "Ytterholm", "Gammelvaag")
+SAMPLES = 20  # in the log of a night
+FORECAST_DAYS = 6
 MOST_WIND = 6.0  # m/s, above which nobody is put on the rocks
 
 
@@ -30,8 +32,8 @@ def station_log(rng: Random, day: date) -> Scene:
     n = station(rng, day)
     oddity, meaning = rng.choice(ODDITIES)
     at = datetime.combine(day, time(rng.randrange(1, 4), 10 * rng.randrange(6)))
-    seq, odd_at, lines, repeats, volts = rng.randrange(400, 9000), rng.randrange(4, 12), [], 0, []
-    for step in range(14):
+    seq, odd_at, lines, repeats, volts = rng.randrange(400, 9000), rng.randrange(4, SAMPLES - 2), [], 0, []
+    for step in range(SAMPLES):
         moment = at + timedelta(minutes=10 * step, seconds=rng.randrange(3))
         volts.append(round(13.3 - 0.006 * step + rng.uniform(-0.02, 0.02), 2))
         level = 1500 + round(620 * math.sin(step / 9 + seq))
@@ -51,8 +53,8 @@ def station_log(rng: Random, day: date) -> Scene:
             odd = sent + timedelta(seconds=2)
             lines.append(f"{odd:%Y-%m-%dT%H:%M:%SZ} S{n} {oddity.format(x=rng.randrange(3, 90))}")
     answer = (
-        f"S{n}: 14 samples, none missing, {times(repeats)} repeated, the pack between {min(volts)} and {max(volts)} volts."
-        f" One thing stands out, at {odd:%H:%M}: {meaning}"
+        f"S{n}: {SAMPLES} samples, none missing, {times(repeats)} repeated, the pack between {min(volts)} and {max(volts)}"
+        f" volts. One thing stands out, at {odd:%H:%M}: {meaning}"
     )
     return Scene({"n": n}, {"station": f"S{n}", "lines": len(lines)}, "\n".join(lines), answer)
 
@@ -79,11 +81,11 @@ ODDITIES = (
 
 
 def weather(rng: Random, day: date) -> Scene:
-    """Four days of forecast in steps of six hours, against the limit for the rocks."""
+    """Six days of forecast in steps of six hours, against the limit for the rocks."""
     place = rng.choice(PLACES)
     base = rng.uniform(3.5, 9)
-    rows = []
-    for step in range(16):
+    rows: list[dict[str, Any]] = []
+    for step in range(4 * FORECAST_DAYS):
         at = datetime.combine(day, time(0)) + timedelta(hours=6 * step)
         wind = max(1.0, base + 2.8 * math.sin(step / 2.3 + base) + rng.uniform(-0.8, 0.8))
         rows.append({
@@ -98,7 +100,7 @@ def weather(rng: Random, day: date) -> Scene:
     best = min(rows, key=lambda row: row["wind_ms"])
     worst = max(rows, key=lambda row: row["gust_ms"])
     verdict = (
-        f"{len(good)} of 12 blocks of daylight stay below {MOST_WIND:.0f} m/s"
+        f"{len(good)} of {3 * FORECAST_DAYS} blocks of daylight stay below {MOST_WIND:.0f} m/s"
         if good
         else f"no block of daylight stays below {MOST_WIND:.0f} m/s, so it would be no week for the rocks"
     )
@@ -108,7 +110,7 @@ def weather(rng: Random, day: date) -> Scene:
         f" {rng.choice(WEATHER_ADVICE)}"
     )
     result = json.dumps({"place": place, "model": "regional-2km", "steps": rows})
-    return Scene({"place": place}, {"place": place, "days": 4}, result, answer)
+    return Scene({"place": place}, {"place": place, "days": FORECAST_DAYS}, result, answer)
 
 
 WEATHER_ADVICE = (
@@ -123,8 +125,8 @@ WEATHER_ADVICE = (
 def inventory(rng: Random, day: date) -> Scene:
     """What lies on the shelf against what is needed."""
     what, items = rng.choice(SHELVES)
-    rows = []
-    for n, name in enumerate(rng.sample(items, 8)):
+    rows: list[dict[str, Any]] = []
+    for n, name in enumerate(rng.sample(items, 10)):
         need = rng.choice([6, 12, 18, 24, 36])
         rows.append({
             "item": name,
@@ -140,7 +142,7 @@ def inventory(rng: Random, day: date) -> Scene:
     answer = (
         f"Short of {missing}. Together that is about {cost:,.0f} euros; everything else is there."
         if short
-        else "Nothing is short, all eight kinds are there in the number that the list asks for."
+        else "Nothing is short, all ten kinds are there in the number that the list asks for."
     )
     answer += f" {rng.choice(SHELF_ADVICE)}"
     return Scene({"what": what}, {"query": what}, json.dumps({"shelf": what, "items": rows}), answer)
@@ -154,8 +156,8 @@ SHELVES = (
     ),
     (
         "cable and plugs",
-        ["metre of two-core cable", "metre of coax RG-58", "plug IP68 4-pin", "plug IP68 2-pin", "gland M16", "gland M20",
-         "ferrule 0.75", "heat shrink 6 mm", "cable clip", "N connector", "label roll"],
+        ["metre of two-core cable", "metre of coax RG-58", "plug IP68 4-pin", "plug IP68 2-pin", "gland M16",
+         "gland M20", "ferrule 0.75", "heat shrink 6 mm", "cable clip", "N connector", "label roll"],
     ),
     (
         "sealing things",
@@ -164,8 +166,8 @@ SHELVES = (
     ),
     (
         "electronics",
-        ["sensor board v3", "modem board", "charge controller", "clock chip", "fuse 2 A", "surge arrester", "reed switch",
-         "memory card 8 GB", "antenna 3 dBi", "LED green", "pressure cell 0-1 bar"],
+        ["sensor board v3", "modem board", "charge controller", "clock chip", "fuse 2 A", "surge arrester",
+         "reed switch", "memory card 8 GB", "antenna 3 dBi", "LED green", "pressure cell 0-1 bar"],
     ),
     (
         "field kit",
@@ -202,7 +204,8 @@ def quotes(rng: Random, day: date) -> Scene:
         offer["total_eur"] = round(offer["unit_eur"] * count + offer["shipping_eur"], 2)
     soon = [offer for offer in offers if offer["lead_days"] <= 12] or offers
     pick, cheapest = (min(some, key=lambda offer: offer["total_eur"]) for some in (soon, offers))
-    answer = f"I would take {pick['supplier']}: {pick['total_eur']:,.2f} euros for {count}, here in {pick['lead_days']} days."
+    price = f"{pick['total_eur']:,.2f} euros for {count}"
+    answer = f"I would take {pick['supplier']}: {price}, here in {pick['lead_days']} days."
     if pick is not cheapest:
         saved = pick["total_eur"] - cheapest["total_eur"]
         answer += f" {cheapest['supplier']} is {saved:,.2f} cheaper but needs {cheapest['lead_days']} days."
@@ -234,7 +237,7 @@ def bench_test(rng: Random, day: date) -> Scene:
     """A calibration in the drain pipe: depth against reading, and a line through it."""
     n = station(rng, day)
     slope, offset, noise = 1 + rng.uniform(-4, 4) / 1000, rng.uniform(-9, 9), rng.choice([0.4, 0.8, 1.6])
-    depths = [*range(1900, 0, -150), *range(100, 1901, 300)]
+    depths = [*range(1900, 0, -100), *range(100, 1901, 200)]
     rows = [
         {
             "depth_mm": depth,
@@ -247,8 +250,8 @@ def bench_test(rng: Random, day: date) -> Scene:
     gain, zero, worst = fitted([row["depth_mm"] for row in rows], [row["read_mm"] for row in rows])
     verdict = "You can close it." if worst < 3 else "I would repeat it after a night of rest before closing it."
     answer = (
-        f"S{n}: a straight line fits, gain {gain:.4f} and zero {zero:+.1f} mm; the largest residual of {len(rows)} points"
-        f" is {worst:.1f} mm. {verdict} {rng.choice(BENCH_ADVICE)}"
+        f"S{n}: a straight line fits, gain {gain:.4f} and zero {zero:+.1f} mm; the largest residual of {len(rows)}"
+        f" points is {worst:.1f} mm. {verdict} {rng.choice(BENCH_ADVICE)}"
     )
     result = json.dumps({"station": f"S{n}", "cell": f"PC-{rng.randrange(2000, 9000)}", "points": rows})
     return Scene({"n": n}, {"station": f"S{n}"}, result, answer)
@@ -286,8 +289,8 @@ def tides(rng: Random, day: date) -> Scene:
     best = min(day_lows or rows, key=lambda row: float(str(row["height_m"])))
     hours = rng.choice(["two and a half", "three", "just over three"])
     answer = (
-        f"Lowest water by daylight at {place} is {clock(str(best['time']))}, {best['height_m']} m. For {hours} hours around"
-        f" it the rock stays dry where the base plate goes. {rng.choice(TIDE_ADVICE)}"
+        f"Lowest water by daylight at {place} is {clock(str(best['time']))}, {best['height_m']} m. For {hours} hours"
+        f" around it the rock stays dry where the base plate goes. {rng.choice(TIDE_ADVICE)}"
     )
     slots = {"place": place, "day": f"{first.day} {first:%B}"}
     return Scene(

@@ -21,7 +21,7 @@ Json = dict[str, Any]
 
 FIRST_DAY = date(2025, 3, 3)  # a Monday
 DAYS = 50  # working days
-LOOK_UPS = 2  # uses of tools in a day
+LOOK_UPS = (2, 1, 2, 1, 2)  # uses of tools, Monday to Friday
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +135,7 @@ def look_ups(rng: Random, n: int) -> list[str]:
     """The tools of a day, none twice."""
     weights = dict(EARLY if n < 10 else LATE)
     chosen: list[str] = []
-    while len(chosen) < LOOK_UPS:
+    while len(chosen) < LOOK_UPS[n % 5]:
         name = rng.choices(list(weights), list(weights.values()))[0]
         del weights[name]
         chosen.append(name)

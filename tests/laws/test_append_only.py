@@ -1,0 +1,230 @@
+"""Law 3: a rollover is rare and large; between two of them the previous prompt, its block aside, is a prefix."""
+
+import itertools
+import json
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from memory.budget import budget
+from memory.types import Model
+from tests.conversations import prose, result, user
+from tests.proxied import MODEL, WINDOW, Prompt, Provider, Proxy, problems, proxying
+
+Json = dict[str, Any]
+
+TURNS = 200
+RESERVE = 512
+TOOLS = [
+    {"type": "function", "function": {"name": name, "description": prose(random.Random(name), 25), "parameters": {}}}
+    for name in ("read_file", "search", "run_tests")
+]
+SYSTEM = {"role": "system", "content": "You are a careful agent. The clock says {}."}
+
+
+class Agent:
+    """A provider's side of an agent: calls tools twice for each user message, sometimes in parallel, then answers."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.ids = itertools.count()
+        self.steps = 0
+
+    def __call__(self, prompt: Prompt) -> Json:
+        self.steps += 1
+        if self.steps % 3 == 0:
+            return {"role": "assistant", "content": prose(self.rng, 60)}
+        calls = [
+            {
+                "id": f"call_{next(self.ids)}",
+                "type": "function",
+                "function": {"name": "read_file", "arguments": json.dumps({"path": prose(self.rng, 3)})},
+            }
+            for _ in range(self.rng.choice([1, 1, 2]))
+        ]
+        return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What came of a long conversation."""
+
+    answered: int
+    prompts: list[Prompt]
+    explanations: list[Json]
+    modes: list[str]
+    asked: list[list[Json]]
+    refused: list[str]
+
+    @property
+    def rollovers(self) -> list[int]:
+        """The requests at which the proxy says it rolled over."""
+        return [i for i, told in enumerate(self.explanations) if told["attempts"][-1].get("rollover")]
+
+    @property
+    def breaks(self) -> list[int]:
+        """The requests whose prompt does not begin with the previous one."""
+        pairs = itertools.pairwise(self.prompts)
+        return [i + 1 for i, (before, after) in enumerate(pairs) if not begins_with(after, before)]
+
+
+def begins_with(after: Prompt, before: Prompt) -> bool:
+    head = [text for text in before.without_blocks if '"role": "system"' not in text]
+    return [text for text in after.without_blocks if '"role": "system"' not in text][: len(head)] == head
+
+
+def play(proxy: Proxy, provider: Provider, model: str, seed: int) -> Run:
+    """200 requests by the real SDK: user messages, calls, results, answers; streamed and plain in turns."""
+    rng = random.Random(seed)
+    said: list[Json] = []
+    run = Run(0, provider.prompts, [], [], [], provider.refused)
+    answered = 0
+    with proxy.client(key=f"sk-{seed}") as client:
+        for number in range(TURNS):
+            last = said[-1] if said else None
+            if last is None or (last["role"] == "assistant" and not last.get("tool_calls")):
+                said.append(user(f"Task {number}: {prose(rng, 40)}"))
+            elif last["role"] == "assistant":
+                said += [result(call["id"], prose(rng, rng.choice([20, 80, 300]))) for call in last["tool_calls"]]
+            request = [{**SYSTEM, "content": SYSTEM["content"].format(number)}, *said]
+            reply = client.chat.completions.with_raw_response.create(
+                model=model, messages=request, tools=TOOLS, max_tokens=RESERVE  # type: ignore[arg-type]
+            )
+            message = reply.parse().choices[0].message
+            answered += 1
+            run.asked.append(request)
+            run.modes.append(reply.headers["x-infold-mode"])
+            run.explanations.append(proxy.explain(reply.headers["x-infold-turn"], f"sk-{seed}"))
+            said.append(message.model_dump(exclude_none=True))
+    return Run(answered, run.prompts, run.explanations, run.modes, run.asked, run.refused)
+
+
+@pytest.fixture(scope="module", params=[MODEL, "priced-8k"])
+def run(request: pytest.FixtureRequest, new_database: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    provider = Provider(reply=Agent(1))
+    with (
+        new_database() as dsn,
+        provider.serving() as upstream,
+        proxying(upstream.url, dsn, tmp_path_factory.mktemp("run")) as proxy,
+    ):
+        return play(proxy, provider, request.param, 1)
+
+
+def test_two_hundred_turns_with_tools_are_all_answered_by_the_sdk(run):
+    assert run.answered == TURNS
+    assert run.refused == []
+    assert run.modes.count("folded") > TURNS / 2
+    assert set(run.modes) == {"wire", "folded"}
+
+
+def test_every_prompt_is_valid_and_within_the_window(run):
+    assert all(problems(prompt.messages) == [] for prompt in run.prompts)
+    assert max(prompt.tokens for prompt in run.prompts) + RESERVE <= WINDOW
+
+
+def test_between_rollovers_the_previous_prompt_is_a_prefix_of_the_next(run):
+    assert set(run.breaks) <= set(run.rollovers)
+
+
+def test_rollovers_are_few(run):
+    """At most 1.3 x tokens added / (trigger - target); blocks that stay are among what is added."""
+    budgets = [told["attempts"][-1]["budget"] for told in run.explanations if told["attempts"][-1].get("budget")]
+    room = budgets[0]["trigger"] - budgets[0]["target"]
+    counted = Provider()
+    added = counted.count(json.dumps({"model": "m", "messages": run.asked[-1]}).encode())
+    added += sum(sum(counted_text(block) for block in prompt.blocks[-1:]) for prompt in run.prompts if prompt.block)
+
+    assert run.rollovers
+    assert len(run.rollovers) <= 1.3 * added / room + 1
+
+
+def counted_text(text: str) -> int:
+    from tests.conversations import count
+
+    return count(text)
+
+
+def test_a_rollover_takes_the_frozen_part_down_to_the_target(run):
+    """Front, digest and verbatim tail; what is new in the request, and a block, come on top."""
+    for i in run.rollovers:
+        told = run.explanations[i]["attempts"][-1]
+        new = told["fresh_tokens"] + (told["block"]["tokens"] if told["block"] else 0)
+        # An open call cannot be cut from its results, however small the target.
+        assert told["forwarded_tokens"] - new <= told["budget"]["target"] + 150
+
+
+def test_the_first_rollover_is_due_at_the_trigger_and_not_before(run):
+    first = run.rollovers[0]
+    model = Model("m", WINDOW)
+    front = run.explanations[first]["attempts"][-1]["front_tokens"]
+    trigger = budget(model, RESERVE, front).trigger
+
+    assert run.explanations[first]["attempts"][-1]["asked_tokens"] > trigger
+    assert all(mode == "wire" for mode in run.modes[:first])
+
+
+def test_a_block_is_byte_identical_for_as_long_as_its_user_message_is_the_newest(run):
+    """But for the one that filled the prompt on a rollover: it is cut once, on the next call."""
+    loops: dict[str, list[int]] = {}
+    for i, request in enumerate(run.asked):
+        newest = next(message["content"] for message in reversed(request) if message["role"] == "user")
+        loops.setdefault(newest, []).append(i)
+    compared = 0
+    for requests in loops.values():
+        for before, after in itertools.pairwise(requests):
+            if before in run.rollovers or after in run.rollovers:
+                continue
+            if before - 1 in run.rollovers and before - 1 in requests:
+                pass
+            assert run.prompts[before].block == run.prompts[after].block
+            compared += bool(run.prompts[after].block)
+    assert compared > 10
+
+
+def test_the_clients_newest_words_reach_the_provider_byte_for_byte(run):
+    for request, prompt in zip(run.asked, run.prompts, strict=True):
+        newest = next(message for message in reversed(request) if message["role"] == "user")
+        assert newest in prompt.messages
+        assert prompt.messages[0] == request[0]
+
+
+def test_a_digest_stands_under_the_system_prompt_and_says_what_it_is(run):
+    folded = next(prompt for prompt, mode in zip(run.prompts, run.modes, strict=True) if mode == "folded")
+    assert [message["role"] for message in folded.messages[:2]] == ["system", "user"]
+    assert "[#" in folded.messages[1]["content"]
+
+
+def test_resending_the_same_request_gives_the_same_prompt(new_database, tmp_path):
+    """Also by another process that has to read from the database what the first one froze."""
+    provider = Provider()
+    rng = random.Random(2)
+    said = [m for _ in range(40) for m in (user(prose(rng, 80)), {"role": "assistant", "content": prose(rng, 120)})]
+    request = [*said, user("and so?")]
+    with new_database() as dsn, provider.serving() as upstream:
+        for _ in range(2):
+            with proxying(upstream.url, dsn, tmp_path) as proxy, proxy.client() as client:
+                for _ in range(2):
+                    client.chat.completions.create(model=MODEL, messages=request, max_tokens=RESERVE)
+    assert len({prompt.seen.body for prompt in provider.prompts}) == 1
+
+
+def test_another_replica_goes_on_with_the_same_frozen_prompt(new_database, tmp_path):
+    provider = Provider()
+    rng = random.Random(3)
+    said = [m for _ in range(40) for m in (user(prose(rng, 80)), {"role": "assistant", "content": prose(rng, 120)})]
+    with new_database() as dsn, provider.serving() as upstream:
+        with (
+            proxying(upstream.url, dsn, tmp_path / "a") as one,
+            proxying(upstream.url, dsn, tmp_path / "b") as two,
+            one.client() as first,
+            two.client() as second,
+        ):
+            for number in range(12):
+                said.append(user(f"step {number}: {prose(rng, 60)}"))
+                client = (first, second)[number % 2]
+                reply = client.chat.completions.create(model=MODEL, messages=said, max_tokens=RESERVE)
+                said.append({"role": "assistant", "content": reply.choices[0].message.content})
+    breaks = [not begins_with(after, before) for before, after in itertools.pairwise(provider.prompts)]
+    assert sum(breaks) <= 1
