@@ -247,6 +247,9 @@ class Conversation:
     async def _open(self, prepared: Prepared) -> Opening:
         return self._parts.memory.open(prepared)
 
+    async def _close(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> Kept:
+        return await self._parts.memory.record(prepared, opening, ended)
+
     async def _record(
         self, prepared: Prepared, opening: Opening | None, status: str, heard: Heard, code: int | None
     ) -> None:
@@ -264,8 +267,8 @@ class Conversation:
                 "seconds_to_first_byte": round(self._first_byte - self._started, 6) if self._first_byte else None,
             },
         )
-        recording = self._parts.memory.record(prepared, opening, ended)
-        kept = await asyncio.shield(self._parts.later(fail_open(self._parts, recording, Kept.UNRECORDED)))
+        recording = fail_open(self._parts, self._close(prepared, opening, ended), Kept.UNRECORDED)
+        kept = await asyncio.shield(self._parts.later(recording))
         self._parts.metrics.turns.labels(kept).inc()
         self._parts.metrics.record.observe(time.perf_counter() - now)
 

@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import AsyncIterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import msgspec
 from starlette.requests import Request
@@ -83,13 +83,15 @@ async def turn(request: Request) -> Response:
 
 async def export(request: Request) -> Response:
     """Everything of the caller's tenant as JSON lines, each with its kind."""
+    reading = AsyncExitStack()
     try:
         parts, tenant = parts_of(request), tenant_for(request)
+        connection = await reading.enter_async_context(parts.pool.reader(tenant))
     except LLMMemoryError as error:
         return refused(error)
 
     async def lines() -> AsyncIterator[bytes]:
-        async with parts.pool.reader(tenant) as connection:
+        async with reading:
             async for line in export_lines(connection, tenant):
                 yield line + b"\n"
 

@@ -109,7 +109,7 @@ class Pool:
                 raise StoreUnavailable("all database connections are in use") from error
             self._shut(error)
             raise StoreUnavailable("the database did not take a connection in time") from error
-        except AWAY as error:
+        except (*AWAY, asyncpg.PostgresError) as error:  # refused at the door: to us it is away
             self._shut(error)
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
 
@@ -126,8 +126,9 @@ class Pool:
         if not self.available:
             raise StoreUnavailable
         try:
-            connection = await asyncpg.connect(self._dsn, server_settings=SETTINGS, timeout=CONNECT_SECONDS)
-        except AWAY as error:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                connection = await asyncpg.connect(self._dsn, server_settings=SETTINGS)
+        except (*AWAY, asyncpg.PostgresError) as error:
             raise StoreUnavailable(str(error)) from error
         try:
             async with connection.transaction(isolation="repeatable_read", readonly=True):

@@ -54,8 +54,8 @@ CANON = {word: alike[0] for alike in ALIKE for word in alike}
 EMPTY = frozenset(
     WORD.findall(
         "a an and at back before by could day did do does each end find for get had has have her him his how i in"
-        " insist is it its large me my nobody of on one ones or our raise remind sell sells she so stand stay that the their"
-        " them then there they this to us was we were what when where which while who with would you"
+        " insist is it its large me my nobody of on one ones or our raise remind sell sells she so stand stay that the"
+        " their them then there they this to us was we were what when where which while who with would you"
     )
 )
 

@@ -21,7 +21,7 @@ from memory.tokens import REPLY_TOKENS, Counter
 from memory.types import Model, Prices
 from proxy.demo.house import DemoError, infold
 from proxy.demo.provider import LINE_HEADER, Provider, cached_tokens, serving
-from proxy.demo.show import Answered, Lines, Picture, Said, Stage, View, Window, closing
+from proxy.demo.show import WIDEST, Answered, Lines, Picture, Said, Stage, View, Window, closing
 from proxy.demo.story import Question, Story, Turn, tell
 
 Json = dict[str, Any]
@@ -56,6 +56,8 @@ def demo(seed: int, fast: bool, console: Console) -> bool:
         DemoError: something is missing or does not start.
         KeyboardInterrupt: stopped; all that was started has ended by then.
     """
+    if not console.is_terminal:
+        console.width = WIDEST
     pace = WATCHED if console.is_terminal and not fast else Pace()
     story = tell(seed)
     provider = Provider([turn.reply for turn in story.turns], WINDOW, model_of_demo().encoding)
@@ -68,7 +70,7 @@ def demo(seed: int, fast: bool, console: Console) -> bool:
         run = Run(story, *clients, stage, pace)
         run.play()
         answers = [run.ask(question) for question in story.questions]
-    console.print(closing(run.view, answers))
+    console.print(closing(run.view, answers, min(console.width, WIDEST)))
     return all(answer.right for answer in answers)
 
 

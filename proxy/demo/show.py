@@ -250,7 +250,7 @@ def wrapped(text: str, width: int, most: int) -> list[str]:
     return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1][: width - 2] + " …"]
 
 
-def closing(view: View, answers: Sequence[Answered]) -> RenderableType:
+def closing(view: View, answers: Sequence[Answered], width: int) -> RenderableType:
     """The answers with where they came from, the numbers, and how to start for real."""
     table = Table(
         box=box.SIMPLE_HEAD, title="Asked at the end, about the first minutes", title_style="bold", width=WIDEST
