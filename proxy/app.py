@@ -5,7 +5,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import asyncpg
 import httpx
@@ -106,9 +106,10 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack) -> Parts:
     parts = Parts(config, memory, upstream, Windows(models, upstream, client), metrics, Parser(), pool, recorder)
     if config.pepper is not None:
         parts.pepper = config.pepper.get_secret_value().encode()
-    keeping = asyncio.create_task(keep_database(parts, dsn))
-    stack.callback(keeping.cancel)
-    await asyncio.wait([keeping], timeout=FIRST_CONNECTION_SECONDS)
+    reached = asyncio.Event()
+    stack.callback(asyncio.create_task(keep_database(parts, dsn, reached)).cancel)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(reached.wait(), FIRST_CONNECTION_SECONDS)
     return parts
 
 
@@ -120,7 +121,7 @@ def embedder_for(config: Config) -> Embedder | None:
     return embedder(config.embedder, socket_path=socket_path, timeout_seconds=QUERY_EMBEDDING_SECONDS)
 
 
-async def keep_database(parts: Parts, dsn: str) -> None:
+async def keep_database(parts: Parts, dsn: str, reached: asyncio.Event) -> None:
     """Reach the database, bring its schema up, read the pepper; until then requests are a wire.
 
     Afterwards the pool's own gate watches; when the database comes back, the spool is replayed.
@@ -142,6 +143,7 @@ async def keep_database(parts: Parts, dsn: str) -> None:
     log.info("database ready")
     parts.metrics.database.set(1)
     parts.pool.on_change(lambda available: database_changed(parts, available))
+    reached.set()
     while True:  # whatever the reason a turn was spooled for, it does not wait for the next outage
         if parts.pool.available and parts.recorder.spooled():
             await parts.recorder.drain()

@@ -173,8 +173,7 @@ def talk(house: Any) -> Talk:
     for _ in range(30):
         said += [user(prose(rng, 100)), {"role": "assistant", "content": prose(rng, 150)}]
     found = Talk(proxy, provider, said, f"sk-talk-{number}")
-    found.go_on(user("tell me about umbrellas"))
-    assert SECRET not in provider.prompts[-1].block
+    assert SECRET not in found.go_on(user("xylophone?"))
     return found
 
 
@@ -357,4 +356,4 @@ def test_a_correction_comes_back_too(house):
 
 
 def test_an_irrelevant_question_brings_no_block(talk):
-    assert talk.ask(user("xylophone")).block == ""
+    assert talk.ask(user("zeppelin!")).blocks == []
