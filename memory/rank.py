@@ -16,8 +16,10 @@ from memory.lexical import Floats, Terms, bm25, frequencies, rarity, terms
 
 RADIUS = 5  # neighbours on each side that lend a message their terms, the nearest most
 MESSAGE, WINDOW = 1.0, 1.0  # weight of a message's own terms, and of those around it
+MEANING = 0.3  # weight of the cosine beyond STRANGE, beside a share of the query's terms
+STRANGE = 0.2  # cosine that messages have which have nothing to do with each other
 SPEAKER = 0.4  # how much more a message counts whose speaker is named
-CONTEXT = 0.25  # weight of a term that stands only in the calls before, not in the newest message
+CONTEXT = 0.5  # weight of all terms of the calls before, beside those of the newest message
 THIN_TERMS = 3  # fewer terms than this are too few to search with alone
 THRIFT = 0.4  # 0: the best messages come first, 1: those that give most for each token
 MOST_CELLS = 250_000  # messages x query terms that are looked at; beyond, the query keeps its rarest terms
@@ -107,9 +109,10 @@ def query(newest: str, calls: Sequence[str] = (), before: Sequence[str] = ()) ->
         before: the messages before the newest one; they are used where it says too little, as "yes, do that" does.
     """
     weights = dict.fromkeys(terms(newest).counts.keys() - EMPTY, 1.0)
-    for text in calls if calls or len(weights) >= THIN_TERMS else before:
-        for term in terms(text).counts.keys() - EMPTY:
-            weights.setdefault(term, CONTEXT)
+    joined = calls if calls or len(weights) >= THIN_TERMS else before
+    context = {term for text in joined for term in terms(text).counts} - EMPTY - weights.keys()
+    if context:
+        weights |= dict.fromkeys(context, min(1.0, CONTEXT * max(len(weights), THIN_TERMS) / len(context)))
     names = frozenset(word.lower() for word in re.findall(r"[^\W\d_]+", newest) if word[0].isupper())
     return Query(weights, names)
 
@@ -130,6 +133,8 @@ def rank(wanted: Query, passages: Sequence[Passage], similar: Mapping[int, float
     scores = (MESSAGE * own + WINDOW * around) / (MESSAGE + WINDOW) * substance(tf, weights)
     if wanted.names:
         scores *= 1 + SPEAKER * np.array([share_named(passage, wanted.names) for passage in passages])
+    if similar:
+        scores += MEANING * closeness(np.array([similar.get(passage.position, 0.0) for passage in passages]))
     order = np.argsort(-scores, kind="stable")
     found = tuple(Ranked(passages[i].position, float(scores[i]), "terms") for i in order)
     return Ranking(found, dict(zip(words, (weights * rarity(tf)).tolist(), strict=True)))
@@ -172,6 +177,12 @@ def spread(rows: Floats) -> Floats:
         total[distance:] += weight * rows[:-distance]
         total[:-distance] += weight * rows[distance:]
     return total
+
+
+def closeness(cosines: Floats) -> Floats:
+    """Cosine of a message and, as much, of those around it; 0 for what is merely English, too."""
+    around = spread(cosines[:, None])[:, 0] / spread(np.ones((len(cosines), 1)))[:, 0]
+    return np.maximum(0.0, (cosines + around) / 2 - STRANGE)
 
 
 def share_named(passage: Passage, names: frozenset[str]) -> float:

@@ -30,6 +30,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+LARGE_BYTES = 256 * 1024  # from here on a body is parsed in a thread, so that it stalls nobody
 ERROR_BYTES = 64 * 1024  # of a refusal are read to see whether the prompt was too long
 
 
@@ -47,6 +48,7 @@ class Parts:
     recorder: Recorder
     pepper: bytes | None = None  # None: the database has not been reached yet
     background: set[asyncio.Task[Any]] = field(default_factory=set)
+    parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def later(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         """Run something beside the request; the end of the program waits for it."""
@@ -76,7 +78,7 @@ async def chat_completions(parts: Parts, exchange: Exchange) -> None:
 async def converse(parts: Parts, exchange: Exchange, body: bytes) -> None:
     """The way of a request that memory may look at."""
     started = time.perf_counter()
-    asked = understood(parts, exchange, body)
+    asked = await understood(parts, exchange, body)
     caller = caller_of(parts, exchange)
     if caller is None:
         return await relay_without_memory(parts, exchange, asked, body)
@@ -117,11 +119,19 @@ async def fail_open(parts: Parts, work: Awaitable[T], otherwise: T) -> T:
 # Who asks, and what.
 
 
-def understood(parts: Parts, exchange: Exchange, body: bytes) -> ChatRequest | None:
+async def understood(parts: Parts, exchange: Exchange, body: bytes) -> ChatRequest | None:
     """The request as we understand it; None for an odd body, which is forwarded and recorded as it came."""
     encoding = exchange.header(b"content-encoding")
-    text = decoded(body, encoding.decode("latin-1") if encoding else None, parts.config.max_body_mib * 1024 * 1024)
-    return parts.parser.parse(text) if text is not None else None
+
+    def parse() -> ChatRequest | None:
+        most = parts.config.max_body_mib * 1024 * 1024
+        text = decoded(body, encoding.decode("latin-1") if encoding else None, most)
+        return parts.parser.parse(text) if text is not None else None
+
+    if len(body) < LARGE_BYTES and encoding is None:
+        return parse()
+    async with parts.parsing:  # one at a time: the parser remembers messages
+        return await asyncio.to_thread(parse)
 
 
 def caller_of(parts: Parts, exchange: Exchange) -> Caller | None:

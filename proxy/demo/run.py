@@ -37,16 +37,16 @@ HINT = re.compile(r"\s*\[#([a-z2-7]{8})\]")
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Seconds to wait, so that people can follow; all 0 when nobody watches."""
+    """Seconds, so that people can follow; all 0 when nobody watches."""
 
     word: float = 0.0  # after each piece of an answer, in the first minutes and at the end
     opening: float = 0.0  # after a turn of the first minutes
-    turn: float = 0.0  # after any other
-    rollover: float = 0.0
+    turn: float = 0.0  # that any other turn takes at least
+    rollover: float = 0.0  # after one
     question: float = 0.0  # before and after an answer
 
 
-WATCHED = Pace(word=0.03, opening=0.7, turn=0.06, rollover=0.5, question=1.1)
+WATCHED = Pace(word=0.03, opening=0.5, turn=0.14, rollover=0.3, question=0.9)
 
 
 def demo(seed: int, fast: bool, console: Console) -> bool:
@@ -156,17 +156,18 @@ class Run:
 
     def _hear(self, turn: Turn, number: int) -> None:
         """One request of the story."""
+        began, is_opening = time.monotonic(), number < self._story.opening_turns
         self._add(turn.day, turn.adds)
         self._news(*(shown(message) for message in turn.adds), day=turn.day)
-        opening = number < 12
-        heard = self._request(lambda: self._wait(self._pace.word if opening else 0), {LINE_HEADER: str(number)})
+        heard = self._request(lambda: self._wait(self._pace.word if is_opening else 0), {LINE_HEADER: str(number)})
         was = self.view.conversation
         self._account(heard)
         if was <= WINDOW < heard.asked:
             self._news(Said("provider", self._refusal()))
+            self._wait(self._pace.rollover)
         self._add(turn.day, [heard.message])
         self._news(shown(heard.message))
-        self._wait(self._pace.opening if opening else self._pace.turn)
+        self._wait(self._pace.opening if is_opening else self._pace.turn - (time.monotonic() - began))
 
     def _refusal(self) -> str:
         """What the provider says to the same request without Infold."""
@@ -197,14 +198,15 @@ class Run:
 
     def _source(self, heard: Heard) -> tuple[str, bool]:
         """Where the evidence stood, by the id that the answer names and Infold's explanation of the turn."""
-        found = HINT.search(heard.content)
-        if found is None:
+        named = HINT.search(heard.content)
+        if named is None:
             return "none", False
-        block = self._explanation(heard.turn).get("block") or {}
-        if all(quote["id"] != found[1] for quote in block.get("quotes", ())):
-            return f"[#{found[1]}] in the digest", False
         position = self._position_of(heard.content)
-        return f"[#{found[1]}] message {position + 1}, {self._days[position]}", True
+        block = self._explanation(heard.turn).get("block") or {}
+        for told in block.get("quotes", ()):
+            if told["quote"]["position"] == position:  # a run of quotes stands under the id of its first
+                return f"[#{told['id']}] message {position + 1}, {self._days[position]}", True
+        return f"[#{named[1]}] in the digest", False
 
     def _position_of(self, answer: str) -> int:
         """The message behind the system's that an answer quotes."""
@@ -315,7 +317,7 @@ class Run:
         self._stage.show(view)
 
     def _wait(self, seconds: float) -> None:
-        if seconds:
+        if seconds > 0:
             time.sleep(seconds)
 
     def _tokens(self, message: Json) -> int:
@@ -324,7 +326,7 @@ class Run:
 
     def _front_tokens(self) -> int:
         """System message, tools and the reply's own."""
-        schemas = [json.dumps(tool).encode() for tool in self._story.tools]
+        schemas = [json.dumps(tool, separators=(",", ":")).encode() for tool in self._story.tools]
         return self._tokens(self._story.system) + self._counter.schemas(schemas, self._model.encoding) + REPLY_TOKENS
 
 

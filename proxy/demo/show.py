@@ -1,8 +1,8 @@
 """What one sees of the demo: a live picture on a terminal, plain lines elsewhere, and the closing words for both."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Protocol
 
 from rich import box
@@ -130,12 +130,12 @@ def numbers_line(view: View) -> str:
 
 
 class Picture:
-    """A live picture, redrawn twelve times a second."""
+    """A live picture, redrawn ten times a second."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._view: View | None = None
-        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=12)
+        self._live = Live(console=console, get_renderable=self._render, refresh_per_second=10)
 
     def __enter__(self) -> "Picture":
         self._live.__enter__()
@@ -168,7 +168,7 @@ def picture(view: View, width: int, height: int) -> RenderableType:
         title=title, title_align="left", subtitle=told, subtitle_align="right", width=width, box=box.ROUNDED,
     )  # fmt: skip
     middle = Panel(numbers(view, inner), width=width, box=box.ROUNDED, border_style="dim")
-    room = max(height - 7 - 6 - 2, 3)
+    room = max(height - 6 - 6 - 2, 3)
     bottom = Panel(feed(view, inner, room), width=width, height=room + 2, box=box.ROUNDED, border_style="dim")
     return Group(top, middle, bottom)
 
@@ -205,11 +205,11 @@ def sparks(levels: Sequence[int], size: int, width: int) -> list[Text]:
 
 def numbers(view: View, width: int) -> Table:
     """Tokens and dollars, with bars that compare them."""
-    most = max(width - 60, 10)
+    most = max(width - 61, 10)
     grid = Table.grid(padding=(0, 2))
     grid.add_column(justify="left", style="bold", width=10)
     grid.add_column(justify="right", width=17)
-    grid.add_column(justify="right", width=16)
+    grid.add_column(justify="right", width=17)
     grid.add_column(justify="left")
     grid.add_row("asked", f"{view.conversation:,} now", f"{view.asked:,} in all", measure(1, most, "bright_black"))
     row = f"{view.window.tokens:,} now", f"{view.forwarded:,} in all"
@@ -246,8 +246,8 @@ def told(said: Said, width: int) -> list[Text]:
 
 
 def wrapped(text: str, width: int, most: int) -> list[str]:
-    lines = [str(line).rstrip() for line in Text(re.sub(r"\s+", " ", text)).wrap(Console(width=width), width)] or [""]
-    return lines if len(lines) <= most else [*lines[: most - 1], lines[most - 1][: width - 2] + " …"]
+    """At most `most` lines; a longer text ends in an ellipsis."""
+    return wrap(" ".join(text.split()), width, max_lines=most, placeholder=" …") or [""]
 
 
 def closing(view: View, answers: Sequence[Answered], width: int) -> RenderableType:
@@ -260,7 +260,7 @@ def closing(view: View, answers: Sequence[Answered], width: int) -> RenderableTy
     table.add_column("evidence", ratio=2, style="green")
     for one in answers:
         mark = ("✓ ", "green") if one.right else ("✗ ", "red")
-        table.add_row(one.question, Text.assemble(mark, one.answer), one.source)
+        table.add_row(Text(one.question), Text.assemble(mark, one.answer), Text(one.source))
     return Group(table, Text.assemble(*summary(view, answers)))
 
 

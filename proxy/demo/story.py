@@ -46,6 +46,7 @@ class Story:
     system: Json
     tools: list[Json]
     turns: tuple[Turn, ...]
+    opening_turns: int  # the first minutes: all that is asked for at the end is told in them
     questions: tuple[Question, ...]
 
 
@@ -59,6 +60,7 @@ def tell(seed: int = 0) -> Story:
         system={"role": "system", "content": words["system"]},
         tools=tool_schemas(),
         turns=turns,
+        opening_turns=len(words["opening"]),
         questions=tuple(
             Question(asked["ask"], tuple(value.format(**facts) for value in asked["expects"]))
             for asked in words["questions"]
