@@ -46,11 +46,12 @@ def numbers(standing: Standing) -> dict[str, object]:
 
 def told_block(block: Block, line: Line) -> dict[str, object]:
     size = len(line)
+    quotes = block.filled_quotes if block.filled and size == block.asked else block.quotes
     return {
         "position": block.position,
         "tokens": block.tokens(size),
         "kept_tokens": block.kept_tokens,
-        "quotes": [{"id": message_hint(line.nodes[quote.position]), "quote": quote} for quote in block.quotes],
+        "quotes": [{"id": message_hint(line.nodes[quote.position]), "quote": quote} for quote in quotes],
     }
 
 

@@ -57,26 +57,54 @@ def reinject(search: Search, share_room: int, fill_room: int) -> Block:
     """
     quotes = choose(search, share_room, search.floor)
     kept, kept_tokens = render(search, quotes)
-    filled, filled_tokens = b"", 0
-    if fill_room > share_room:
-        quotes = choose(search, fill_room, 0.0)
-        filled, filled_tokens = render(search, quotes)
-    return Block(search.position, len(search.line), kept, kept_tokens, filled, filled_tokens, quotes=quotes)
+    if fill_room <= share_room:
+        return Block(search.position, len(search.line), kept, kept_tokens, quotes=quotes)
+    more = choose(search, fill_room, 0.0, fills=True)
+    filled, filled_tokens = render(search, more)
+    return Block(
+        search.position, len(search.line), kept, kept_tokens, filled, filled_tokens, quotes=quotes, filled_quotes=more
+    )
 
 
-def choose(search: Search, room: int, floor: float) -> tuple[Quote, ...]:
-    """Named messages first, then relevant ones; inside a loop the most recent come before the relevant."""
+def choose(search: Search, room: int, floor: float, fills: bool = False) -> tuple[Quote, ...]:
+    """Named messages first, then relevant ones; inside a loop, and to fill what is left, the most recent."""
     whole = room
     room -= search.count(block_text(search.nonce, ())) + MESSAGE_TOKENS
-    named = fitting(search, named_positions(search), room, "named")
-    room -= sum(quote.tokens for quote in named)
-    taken = search.quoted | {quote.position for quote in named}
-    candidates = [passage(search, i) for i in displaced(search.frozen) if i not in taken]
+    quotes = fitting(search, named_positions(search), room, "named")
+    gone = [i for i in displaced(search.frozen) if i not in search.quoted]
+    quotes += relevant(search, left(gone, quotes), room - cost(quotes), floor)
+    if fills or search.in_loop:
+        quotes += recent(search, left(gone, quotes), room - cost(quotes))
+    return trim(search, tuple(sorted(quotes, key=lambda quote: quote.position)), whole)
+
+
+def left(positions: Sequence[int], quotes: Sequence[Quote]) -> list[int]:
+    taken = {quote.position for quote in quotes}
+    return [i for i in positions if i not in taken]
+
+
+def cost(quotes: Sequence[Quote]) -> int:
+    return sum(quote.tokens for quote in quotes)
+
+
+def relevant(search: Search, positions: Sequence[int], room: int, floor: float) -> tuple[Quote, ...]:
+    candidates = [passage(search, i) for i in positions]
     ranking = rank.rank(wanted(search), candidates, search.similar)
     chosen = rank.select(ranking, candidates, room, floor, search.count, FRAME)
     scores = {candidate.position: candidate.score for candidate in ranking}
-    found = (Quote(q.position, q.tokens, scores.get(q.position, 0.0), "relevant", q.start, q.stop) for q in chosen)
-    return trim(search, tuple(sorted((*named, *found), key=lambda quote: quote.position)), whole)
+    return tuple(Quote(c.position, c.tokens, scores.get(c.position, 0.0), "relevant", c.start, c.stop) for c in chosen)
+
+
+def recent(search: Search, positions: Sequence[int], room: int) -> tuple[Quote, ...]:
+    """Whole messages, newest first, while they fit."""
+    quotes: list[Quote] = []
+    for position in reversed(positions):
+        tokens = search.counted.tokens[position] + QUOTE_TOKENS
+        if tokens > room:
+            break
+        quotes.append(Quote(position, tokens, 0.0, "recent"))
+        room -= tokens
+    return tuple(quotes)
 
 
 def wanted(search: Search) -> rank.Query:
@@ -109,8 +137,8 @@ def spoken(message: Message) -> str:
 
 def named_positions(search: Search) -> list[int]:
     """The messages whose ids stand in the newest messages, on this line alone; foreign ids name nothing."""
-    newest = search.line.messages[fresh_from(search.line.messages) :]
-    named = [hint for message in newest for hint in hints_in(message.text)]
+    begin = max(fresh_from(search.line.messages) - 1, 0)  # the model names ids, too: in its answer or in a call
+    named = [hint for message in search.line.messages[begin:] for hint in hints_in(spoken(message))]
     if not named:
         return []
     spans = spans_by_hint(search)

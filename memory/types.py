@@ -127,7 +127,8 @@ class Block:
     filled: bytes = b""  # b"": the same as `kept`
     filled_tokens: int = 0
     paid_tokens: int = 0  # what it took from the session's allowance; see prices.block_allowance
-    quotes: tuple[Quote, ...] = ()
+    quotes: tuple[Quote, ...] = ()  # of `kept`
+    filled_quotes: tuple[Quote, ...] = ()
 
     def raw(self, messages: int) -> bytes:
         return self.filled if self.filled and messages == self.asked else self.kept

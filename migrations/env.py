@@ -1,4 +1,4 @@
-"""Alembic's environment: the connection comes from memory/store/migrate.py, the SQL from the files beside the revisions."""
+"""Alembic's environment: memory/store/migrate.py brings the connection, files beside the revisions the SQL."""
 
 from alembic import context
 

@@ -44,7 +44,8 @@ async def metrics(request: Request) -> Response:
 async def welcome(request: Request) -> Response:
     base = str(request.base_url).rstrip("/")
     return PlainTextResponse(
-        f"Infold forwards to {parts_of(request).config.upstream} and keeps long conversations in the model's window.\n\n"
+        f"Infold forwards to {parts_of(request).config.upstream}"
+        " and keeps long conversations inside the model's window.\n\n"
         f"Point your OpenAI SDK here: base_url={base}/v1\n"
         f"Explain a turn: {base}/memory-manager/turns/<x-infold-turn>\nExport: {base}/memory-manager/export\n"
         f"Health: {base}/healthz, {base}/readyz, {base}/metrics\n"

@@ -1,4 +1,4 @@
-"""Windows of models that nobody told us: asked of the upstream's /v1/models with the client's key, in the background."""
+"""Windows of models nobody told us: asked of the upstream's /v1/models, with the client's key, beside its request."""
 
 import httpx
 import structlog

@@ -184,14 +184,14 @@ def bar(window: Window, width: int) -> Text:
     return text.append("░" * (width - drawn), style="bright_black")
 
 
-LABELS = {"front": "system, tools", "digest": "digest", "tail": "tail", "block": "quoted back", "new": "new"}
+LABELS = {"front": "front", "digest": "digest", "tail": "tail", "block": "quoted back", "new": "new"}
 
 
 def legend(window: Window) -> Text:
-    text = Text(no_wrap=True, overflow="ellipsis")
+    text = Text(f"{window.tokens:,} of {window.size:,}  ", style="bold", no_wrap=True, overflow="ellipsis")
     for name, colour in COLOURS.items():
-        text.append("■ ", style=colour).append(f"{LABELS[name]} {getattr(window, name):,}  ")
-    return text.append(f"→ {window.tokens:,} of {window.size:,}", style="bold")
+        text.append(" ■ ", style=f"not bold {colour}").append(f"{LABELS[name]} {getattr(window, name):,}", "not bold")
+    return text
 
 
 def sparks(levels: Sequence[int], size: int, width: int) -> list[Text]:

@@ -1,5 +1,6 @@
 """`infold demo`: it needs nothing, leaves nothing behind, and its provider knows only what it is given."""
 
+import io
 import os
 import re
 import shutil
@@ -9,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +188,7 @@ def test_a_story_is_the_same_for_a_seed_and_another_for_another() -> None:
 
 def test_every_call_has_its_result_next() -> None:
     messages = messages_of(tell(1))
-    for call, result in zip(messages, messages[1:], strict=False):
+    for call, result in pairwise(messages):
         if call.get("tool_calls"):
             assert result["tool_call_id"] == call["tool_calls"][0]["id"]
         else:
@@ -199,7 +201,7 @@ def test_the_picture_fits_the_terminal(size: tuple[int, int]) -> None:
     window = Window(8_192, front=400, digest=700, tail=900, block=1_500, new=4_000)
     feed = tuple(Said(who, "words " * 80) for who in ("user", "assistant", "tool", "infold")) * 6
     view = View(window, 280, 140, "week 5, Friday", 48_000, 14_952_727, 1_347_487, feed=feed, levels=(7_500,) * 300)
-    console = Console(width=width, height=height, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=width, height=height, record=True, file=io.StringIO())
 
     lines = console.render_lines(picture(view, min(width, 110), height), pad=False)
 
@@ -209,7 +211,7 @@ def test_the_picture_fits_the_terminal(size: tuple[int, int]) -> None:
 def test_the_closing_words_show_ids_as_they_are() -> None:
     one = Answered("Who?", "She.", True, "[#k3f2x2ab] message 7, week 1, Monday", UNKNOWN, False, True)
     view = View(Window(8_192), 280, 280, usd_direct=10.0, usd_infold=2.0, priced_as="gpt-4o")
-    console = Console(width=110, record=True, file=open(os.devnull, "w"))  # noqa: SIM115
+    console = Console(width=110, record=True, file=io.StringIO())
 
     console.print(closing(view, [one], 110))
     printed = console.export_text()
