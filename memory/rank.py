@@ -200,6 +200,7 @@ def select(
     floor: float = 0.0,
     count: Callable[[str], int] | None = None,
     frame: Frame = QUOTED,
+    first: Sequence[int] = (),
 ) -> tuple[Chosen, ...]:
     """Choose what comes back, in the order of the conversation.
 
@@ -209,12 +210,14 @@ def select(
     Args:
         floor: best score below which nothing is relevant; an unrelated question stays under it.
         count: text to tokens; without it nothing is quoted in part.
+        first: positions that come before all others, in this order: the latest calls of a loop that left the prompt.
     """
     at = {passage.position: passage for passage in passages}
     best = max((ranked.score for ranked in ranking), default=0.0)
     least = LEAST_SHARE * best if best > floor else best
     relevant = [ranked for ranked in ranking if ranked.score > least]
-    chosen = wholes(relevant, at, budget_tokens, frame)
+    dense = sorted(relevant, key=lambda r: -r.score / (at[r.position].tokens + frame.message) ** THRIFT)
+    chosen = wholes([*first, *(r.position for r in dense)], at, budget_tokens, frame)
     if count:
         taken = {choice.position for choice in chosen}
         rest = [at[ranked.position] for ranked in relevant if ranked.position not in taken]
@@ -223,11 +226,10 @@ def select(
     return tuple(sorted(chosen, key=lambda choice: choice.position))
 
 
-def wholes(relevant: Sequence[Ranked], at: Mapping[int, Passage], budget_tokens: int, frame: Frame) -> list[Chosen]:
-    """Whole messages while they fit, those first that give most for their tokens."""
+def wholes(positions: Sequence[int], at: Mapping[int, Passage], budget_tokens: int, frame: Frame) -> list[Chosen]:
+    """Whole messages while they fit."""
     chosen: dict[int, Chosen] = {}
-    for ranked in sorted(relevant, key=lambda r: -r.score / (at[r.position].tokens + frame.message) ** THRIFT):
-        position = ranked.position
+    for position in dict.fromkeys(positions):
         cost = at[position].tokens + frame.message
         if position - 1 not in chosen and position + 1 not in chosen:
             cost += frame.run

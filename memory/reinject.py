@@ -17,6 +17,8 @@ from memory.types import Block, Frozen, Quote, Stretch
 
 FRAME = rank.Frame(message=4, run=14)  # what quoting costs beside the text, as `prompts.quote_text` writes it
 QUOTE_TOKENS = FRAME.message + FRAME.run
+ROUNDS = 3  # of choosing
+SMALLEST_ROOM = 64  # tokens; less is not worth another round
 LOOP_CONTEXT = 2  # calls with results that join the query inside a loop
 
 
@@ -67,15 +69,24 @@ def reinject(search: Search, share_room: int, fill_room: int) -> Block:
 
 
 def choose(search: Search, room: int, floor: float, fills: bool = False) -> tuple[Quote, ...]:
-    """Named messages first, then relevant ones; inside a loop, and to fill what is left, the most recent."""
-    whole = room
-    room -= search.count(block_text(search.nonce, ())) + MESSAGE_TOKENS
-    quotes = fitting(search, named_positions(search), room, "named")
+    """Named messages first, then relevant ones; inside a loop, and to fill what is left, the most recent.
+
+    What quoting costs is estimated from above, so what the block as written leaves is given out once more.
+    """
+    frame = search.count(block_text(search.nonce, ())) + MESSAGE_TOKENS
+    quotes = fitting(search, named_positions(search), room - frame, "named")
     gone = [i for i in displaced(search.frozen) if i not in search.quoted]
-    quotes += relevant(search, left(gone, quotes), room - cost(quotes), floor)
-    if fills or search.in_loop:
-        quotes += recent(search, left(gone, quotes), room - cost(quotes))
-    return trim(search, tuple(sorted(quotes, key=lambda quote: quote.position)), whole)
+    free = room - frame - cost(quotes)
+    for _ in range(ROUNDS):
+        known = len(quotes)
+        quotes += relevant(search, left(gone, quotes), free, floor)
+        if fills or search.in_loop:
+            quotes += recent(search, left(gone, quotes), free - cost(quotes[known:]))
+        quotes = trim(search, tuple(sorted(quotes, key=lambda quote: quote.position)), room)
+        free = room - max(render(search, quotes)[1], frame)
+        if free < SMALLEST_ROOM:
+            break
+    return quotes
 
 
 def left(positions: Sequence[int], quotes: Sequence[Quote]) -> list[int]:

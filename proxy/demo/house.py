@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import TemporaryDirectory
 
 import httpx
 import yaml
@@ -45,7 +45,7 @@ def infold(upstream: str, model: Model, prices: Prices) -> Iterator[str]:
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=clean_environment(),
+                env=clean_environment(folder),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -77,12 +77,13 @@ def settings_for(model: Model, prices: Prices) -> Mapping[str, object]:
     }
 
 
-def clean_environment() -> dict[str, str]:
+def clean_environment(folder: Path) -> dict[str, str]:
     """None of the user's settings, keys and databases: a demo touches nothing of theirs."""
     return {
         "PATH": os.defpath,
         "LANG": "C.UTF-8",
-        "TMPDIR": gettempdir(),
+        "TMPDIR": str(folder),
+        "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.32 has a client for Microsoft's collector built in
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
     }
 

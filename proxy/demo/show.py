@@ -210,7 +210,7 @@ def numbers(view: View, width: int) -> Table:
     grid.add_column(justify="left", style="bold", width=10)
     grid.add_column(justify="right", width=17)
     grid.add_column(justify="right", width=17)
-    grid.add_column(justify="left")
+    grid.add_column(justify="left", no_wrap=True)
     grid.add_row("asked", f"{view.conversation:,} now", f"{view.asked:,} in all", measure(1, most, "bright_black"))
     row = f"{view.window.tokens:,} now", f"{view.forwarded:,} in all"
     grid.add_row("forwarded", *row, measure(view.share, most, "cyan"))
@@ -253,7 +253,7 @@ def wrapped(text: str, width: int, most: int) -> list[str]:
 def closing(view: View, answers: Sequence[Answered], width: int) -> RenderableType:
     """The answers with where they came from, the numbers, and how to start for real."""
     table = Table(
-        box=box.SIMPLE_HEAD, title="Asked at the end, about the first minutes", title_style="bold", width=WIDEST
+        box=box.SIMPLE_HEAD, title="Asked at the end, about the first minutes", title_style="bold", width=width
     )
     table.add_column("question", ratio=3)
     table.add_column("answer, read from the prompt", ratio=4)

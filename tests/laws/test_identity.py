@@ -2,12 +2,13 @@
 
 import itertools
 import random
+import re
 from typing import Any
 
 import pytest
 
 from tests.conversations import assistant, calling, prose, result, system, user
-from tests.proxied import MODEL, Prompt, Provider, Proxy, proxying
+from tests.proxied import MODEL, Prompt, Provider, Proxy, noted, proxying
 
 Json = dict[str, Any]
 RESERVE = 256
@@ -112,8 +113,6 @@ def test_a_regenerated_answer_is_a_sibling_and_an_attempt(talker):
     try:
         ids = {talker.ask(BASE)["x-infold-turn"] for _ in range(3)}
     finally:
-        from tests.proxied import noted
-
         talker.provider.reply = noted
     (turn,) = ids
     attempts = talker.proxy.explain(turn, talker.key)["attempts"]
@@ -165,8 +164,6 @@ def test_what_an_edit_removed_never_comes_back(talker):
     abandoned = [*said[:20], user(f"Remember: {canary}."), assistant("I will remember the wyvern."), *said[20:]]
     talker.ask([*abandoned, user("xylophone?")])
     digest = talker.prompt.messages[0]["content"]
-    import re
-
     hints = re.findall(r"\[#([a-z2-7]{8})\]", digest)
     edited = [*said[:20], user("Never mind."), assistant("Fine."), *said[20:]]
     for question in ("where does the wyvern sleep, in which locker?", " ".join(f"[#{hint}]" for hint in hints)):
@@ -192,17 +189,42 @@ def test_a_regenerated_answer_never_shows_its_siblings(talker):
 # A client that cuts its own history
 
 
-def test_a_client_that_cut_its_history_stays_in_its_session_and_may_ask_for_what_it_cut(talker):
-    rng = random.Random(4)
-    said: list[Json] = [user("The gryphon's nest is at post 9031."), assistant("I see.")]
-    session = talker.session([*said, user("xylophone?")])
-    said += [user("xylophone?"), assistant("Noted, number 3.")]
-    for number in range(26):
+def sliding(talker: Talker, rng: random.Random) -> tuple[str, list[dict[str, str]]]:
+    """A client that sends its last nine messages only: the session it began, and our headers since it cuts."""
+    said: list[Json] = [user("The gryphon's nest is at post 9031.")]
+    session = talker.session(said)
+    said.append(assistant("I see."))
+    cut = []
+    for number in range(16):
         said.append(user(f"{number}: {prose(rng, 120)}"))
-        got = talker.ask(said[-9:] if number > 8 else said)
+        got = talker.ask(said[-9:])
         said.append(assistant(got["said"] + " " + prose(rng, 150)))
-        if number > 8:
-            assert got["x-infold-session"] == session
+        if len(said) > 10:
+            cut.append(got)
+    return session, cut
+
+
+def test_a_client_that_sends_its_last_messages_only_stays_in_its_session(talker):
+    session, cut = sliding(talker, random.Random(4))
+    stored = {talker.proxy.explain(got["x-infold-turn"], talker.key)["session"] for got in cut}
+    assert stored == {session}
+
+
+def test_the_header_names_the_session_of_a_cut_history_too(talker):
+    session, cut = sliding(talker, random.Random(4))
+    assert {got["x-infold-session"] for got in cut} == {session}
+
+
+def test_what_a_client_cut_can_be_asked_for(talker):
+    """Once its end alone is too long: what left the request is found again, with the rest."""
+    rng = random.Random(9)
+    said: list[Json] = [user("The gryphon's nest is at post 9031."), assistant("I see.")]
+    for number in range(12):
+        said.append(user(f"{number}: {prose(rng, 200)}"))
+        said.append(assistant(talker.ask(said)["said"] + " " + prose(rng, 300)))
+    said = said[4:]
+    talker.ask([*said, user("At which post is the nest of the gryphon?")])
+    assert "9031" in talker.prompt
 
 
 def test_requests_of_a_cut_history_are_valid_fit_and_keep_their_newest_words_turn_after_turn(talker):
@@ -274,6 +296,26 @@ def test_a_short_common_phrase_is_not_enough_to_be_somebodys_end(house, length):
     talker.ask([*second, user("what is the kraken code?")])
 
     assert "7742" not in talker.prompt
+
+
+def test_demonstrations_that_an_application_puts_before_every_question_join_no_two_users(house):
+    """They stand in the middle of one user's conversation and at the beginning of another's, under one key."""
+    proxy, provider = house
+    talker = Talker(proxy, provider, "sk-application")
+    rng = random.Random(71)
+    shown = [
+        user("Example: a customer asks when we open. Answer in one friendly sentence and name the weekday."),
+        assistant("We open at nine on every weekday, and we would be delighted to see you on Monday morning already!"),
+        user("Example: a customer asks for a refund. Answer in one friendly sentence and name the form to be filled in."),
+        assistant("Of course; please fill in form R-7, and the money will be back on your account within the week."),
+    ]
+    first = [user("My patient number is 5583-cerberus."), assistant("Noted."), *history(rng, 10)]
+    talker.ask([*first, *shown, user("When do you open?")])
+    second = [*shown, *history(random.Random(72))]
+    talker.ask([*second, user("what is my patient number?")])
+    talker.ask([*second, user("what is my patient number?"), assistant("?"), user("the patient number, cerberus!")])
+
+    assert not any("5583" in prompt for prompt in provider.prompts[-2:])
 
 
 def test_tool_loops_are_on_the_line_of_their_user_message(talker):
