@@ -87,12 +87,13 @@ class Score:
 
 
 def text_of(messages: Iterable[Json]) -> str:
-    """All text of a prompt; contents and the arguments of calls, kept apart by a character that no text has."""
+    """All text of a prompt: contents, names and arguments of calls, kept apart by a character that no text has."""
     texts: list[str] = []
     for message in messages:
         content = message.get("content")
         texts += [content] if isinstance(content, str) else [p.get("text") or "" for p in content or ()]
-        texts += [call["function"]["arguments"] for call in message.get("tool_calls") or ()]
+        for call in message.get("tool_calls") or ():
+            texts += [call["function"]["name"], call["function"]["arguments"]]
     return "\x1f".join(texts)
 
 

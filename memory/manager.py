@@ -367,6 +367,8 @@ class MemoryManager:
         frozen = next((found for node in reversed(path.nodes) if (found := self._frozen.get(node))), None)
         blocks = tuple(block for node in path.nodes if (block := self._blocks.get(node)))
         age = self._recorder.age(path)
+        if frozen and frozen.cut:
+            frozen = None  # its positions count messages that only the database has
         if frozen and age is not None:
             return LineState(known=fresh_from(path.messages), age_seconds=age, frozen=frozen, blocks=blocks), None
         away = None

@@ -94,6 +94,7 @@ def freeze(case: Rollover, old: Frozen | None, room: int) -> Frozen:
         stretches=stretches,
         tokens=sum(part.tokens for part in parts),
         asked=len(case.line),
+        cut=case.line.cut,
         rollovers=old.rollovers + 1 if old else 1,
     )
 

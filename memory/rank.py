@@ -19,7 +19,7 @@ MESSAGE, WINDOW = 1.0, 1.0  # weight of a message's own terms, and of those arou
 MEANING = 0.3  # weight of the cosine beyond STRANGE, beside a share of the query's terms
 STRANGE = 0.2  # cosine that messages have which have nothing to do with each other
 SPEAKER = 0.4  # how much more a message counts whose speaker is named
-CONTEXT = 0.5  # weight of all terms of the calls before, beside those of the newest message
+CONTEXT = 0.1  # weight of all terms of the calls before, beside those of the newest message
 THIN_TERMS = 3  # fewer terms than this are too few to search with alone
 THRIFT = 0.4  # 0: the best messages come first, 1: those that give most for each token
 MOST_CELLS = 250_000  # messages x query terms that are looked at; beyond, the query keeps its rarest terms
@@ -111,8 +111,8 @@ def query(newest: str, calls: Sequence[str] = (), before: Sequence[str] = ()) ->
     weights = dict.fromkeys(terms(newest).counts.keys() - EMPTY, 1.0)
     joined = calls if calls or len(weights) >= THIN_TERMS else before
     context = {term for text in joined for term in terms(text).counts} - EMPTY - weights.keys()
-    if context:
-        weights |= dict.fromkeys(context, min(1.0, CONTEXT * max(len(weights), THIN_TERMS) / len(context)))
+    share = CONTEXT * len(weights) if len(weights) >= THIN_TERMS else THIN_TERMS
+    weights |= dict.fromkeys(context, min(1.0, share / max(len(context), 1)))
     names = frozenset(word.lower() for word in re.findall(r"[^\W\d_]+", newest) if word[0].isupper())
     return Query(weights, names)
 
@@ -200,7 +200,6 @@ def select(
     floor: float = 0.0,
     count: Callable[[str], int] | None = None,
     frame: Frame = QUOTED,
-    first: Sequence[int] = (),
 ) -> tuple[Chosen, ...]:
     """Choose what comes back, in the order of the conversation.
 
@@ -210,14 +209,13 @@ def select(
     Args:
         floor: best score below which nothing is relevant; an unrelated question stays under it.
         count: text to tokens; without it nothing is quoted in part.
-        first: positions that come before all others, in this order: the latest calls of a loop that left the prompt.
     """
     at = {passage.position: passage for passage in passages}
     best = max((ranked.score for ranked in ranking), default=0.0)
     least = LEAST_SHARE * best if best > floor else best
     relevant = [ranked for ranked in ranking if ranked.score > least]
     dense = sorted(relevant, key=lambda r: -r.score / (at[r.position].tokens + frame.message) ** THRIFT)
-    chosen = wholes([*first, *(r.position for r in dense)], at, budget_tokens, frame)
+    chosen = wholes([ranked.position for ranked in dense], at, budget_tokens, frame)
     if count:
         taken = {choice.position for choice in chosen}
         rest = [at[ranked.position] for ranked in relevant if ranked.position not in taken]

@@ -95,6 +95,7 @@ class Frozen:
     tokens: int  # of all parts; without system messages, tools and blocks
     asked: int  # how many messages the request had that made it
     rollovers: int = 1  # how many there have been on this line
+    cut: int = 0  # so many messages of its line stand not in requests; positions count them
     spent: int = 0  # tokens that blocks before it have taken from the session's allowance
 
     def __repr__(self) -> str:

@@ -136,21 +136,30 @@ begin
         from infold.folds f where f.tenant = p_tenant and f.node = any(p_nodes[since:known]) and f.kind = 'block';
 end $$;
 
--- The node after which a client cut its history: what stands before the place where its first messages stand already,
--- at least three in a row with 200 bytes; else the newest message of the session that it names.
-create function infold.find_cut(p_tenant bytea, p_label text, p_digests bytea[]) returns bytea
+-- The node after which a client cut its history. Its request must be the end of a line that we know and of no other:
+-- all but its new messages stand there in a row, up to the last answer, at least three with 200 bytes of the user's.
+-- Else the newest message of the session that it names.
+create function infold.find_cut(p_tenant bytea, p_label text, p_digests bytea[], p_roles text[]) returns bytea
 language plpgsql as $$
 declare found bytea;
 begin
     with recursive run as (
-        select n.parent as before, n.node, 1 as length, octet_length(n.raw) as bytes from infold.nodes n
-        where n.tenant = p_tenant and n.digest = p_digests[1] and n.parent is not null
+        select n.parent as before, n.node, 1 as length,
+               case when n.role = 'user' then octet_length(n.raw) else 0 end as bytes
+        from infold.nodes n where n.tenant = p_tenant and n.digest = p_digests[1] and n.parent is not null
         union all
-        select run.before, n.node, run.length + 1, run.bytes + octet_length(n.raw) from run join infold.nodes n
+        select run.before, n.node, run.length + 1,
+               run.bytes + case when n.role = 'user' then octet_length(n.raw) else 0 end
+        from run join infold.nodes n
         on n.tenant = p_tenant and n.parent = run.node and n.digest = p_digests[run.length + 1]
-        where run.length < 8
+    ), ends as (
+        select distinct run.before from run
+        where run.length >= 3 and run.bytes >= 200 and not ('assistant' = any(p_roles[run.length + 1:]))
+        and not exists (
+            select from infold.nodes n where n.tenant = p_tenant and n.parent = run.node and n.sent
+        )
     )
-    select run.before into found from run where run.length >= 3 and run.bytes >= 200 order by run.length desc limit 1;
+    select (array_agg(ends.before))[1] into found from ends having count(*) = 1;
     if found is null and p_label is not null then
         select n.node into found from infold.sessions s join infold.nodes n
         on n.tenant = s.tenant and n.session = s.id and n.depth >= 0
@@ -173,7 +182,7 @@ begin
     if p_depths[1] >= 0 then
         select n.session into line from infold.nodes n where n.tenant = p_tenant and n.node = p_nodes[1];
         if line is null and p_depths[1] = 0 and (cardinality(p_digests) >= 3 or p_label is not null) then
-            cut := infold.find_cut(p_tenant, p_label, p_digests);
+            cut := infold.find_cut(p_tenant, p_label, p_digests, p_roles);
             above := cut;
         end if;
         if line is null and above is not null then

@@ -207,9 +207,9 @@ def numbers(view: View, width: int) -> Table:
     """Tokens and dollars, with bars that compare them."""
     most = max(width - 61, 10)
     grid = Table.grid(padding=(0, 2))
-    grid.add_column(justify="left", style="bold", width=10)
-    grid.add_column(justify="right", width=17)
-    grid.add_column(justify="right", width=17)
+    grid.add_column(justify="left", style="bold", width=10, no_wrap=True)
+    grid.add_column(justify="right", width=17, no_wrap=True)
+    grid.add_column(justify="right", width=17, no_wrap=True)
     grid.add_column(justify="left", no_wrap=True)
     grid.add_row("asked", f"{view.conversation:,} now", f"{view.asked:,} in all", measure(1, most, "bright_black"))
     row = f"{view.window.tokens:,} now", f"{view.forwarded:,} in all"
