@@ -4,7 +4,7 @@ Each message is hashed with its parent's hash under the tenant's key, so a conve
 its newest node names all of it. System and developer messages take no part: agents put the clock into them.
 """
 
-from base64 import b32encode
+from base64 import b32decode, b32encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -66,6 +66,11 @@ def tenant_id(pepper: bytes, api_key: str) -> bytes:
 def text_id(node: bytes) -> str:
     """A node as text: 26 characters. A turn is named by the node it asked at."""
     return b32encode(node).decode().rstrip("=").lower()
+
+
+def node_of(text: str) -> bytes:
+    """The node that `text_id` wrote; ValueError for other text."""
+    return b32decode(text.upper() + "=" * (-len(text) % 8))
 
 
 def session_id(node: bytes) -> str:

@@ -10,10 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+Floats = NDArray[np.float32]
 
 K1 = 1.2  # how soon more of the same term stops counting
 B = 0.75  # how much a long text is held back
+
+FEW_TERMS = 50  # up to here asking each text for each term is quicker than comparing whole sets
 
 CACHED_RUN_CHARS = 60  # a longer run of characters is seldom met again
 DENSE_RUN_CHARS = 20  # text with longer runs on average has few spaces to cut at
@@ -216,30 +218,37 @@ def date_terms(year: str | None, month: int, day: int) -> list[str]:
 
 
 def frequencies(texts: Sequence[Terms], wanted: Sequence[str]) -> Floats:
-    """How often each wanted term stands in each text: (texts, wanted)."""
-    counts = [text.counts for text in texts]
-    columns = [[count.get(term, 0) for count in counts] for term in wanted]
-    return np.array(columns, dtype=np.float64).reshape(len(wanted), len(texts)).T
+    """How often each wanted term stands in each text: (terms, texts), so that neighbours in memory are neighbours."""
+    if len(wanted) <= FEW_TERMS:
+        counts = [text.counts for text in texts]
+        rows = [[count.get(term, 0) for count in counts] for term in wanted]
+        return np.array(rows, dtype=np.float32).reshape(len(wanted), len(texts))
+    row_of = {term: row for row, term in enumerate(wanted)}
+    found = np.zeros((len(wanted), len(texts)), dtype=np.float32)
+    for column, text in enumerate(texts):
+        for term in text.counts.keys() & row_of.keys():
+            found[row_of[term], column] = text.counts[term]
+    return found
 
 
 def bm25(tf: Floats, lengths: Floats, weights: Floats, k1: float = K1, b: float = B) -> Floats:
-    """BM25 of each text: sum over terms of weight x saturated frequency, each 0 to 1.
+    """BM25 of each text: the sum over terms of weight x saturated frequency, which is 0 to 1.
 
     Args:
-        tf: (texts, terms) frequencies.
+        tf: (terms, texts) frequencies.
         lengths: (texts,) words of each text.
         weights: (terms,) of the query, rarity included.
 
     Source: Robertson and Zaragoza 2009, "The Probabilistic Relevance Framework: BM25 and Beyond".
     """
-    mean = lengths.mean() if lengths.size else 0.0
-    norm = k1 * (1 - b + b * lengths / mean) if mean > 0 else np.full(lengths.shape, k1)
-    scores: Floats = (tf / (tf + norm[:, None])) @ weights
+    mean = float(lengths.mean()) if lengths.size else 0.0
+    norm = k1 * (1 - b + b * lengths / mean) if mean > 0 else np.full_like(lengths, k1)
+    scores: Floats = weights @ (tf / (tf + norm))
     return scores
 
 
 def rarity(tf: Floats) -> Floats:
     """Inverse document frequency, ln(1 + (n - df + .5) / (df + .5)): (terms,), never negative, as Lucene has it."""
-    having = (tf > 0).sum(axis=0)
-    found: Floats = np.log1p((len(tf) - having + 0.5) / (having + 0.5))
+    having = np.count_nonzero(tf, axis=1)
+    found: Floats = np.log1p((tf.shape[1] - having + 0.5) / (having + 0.5)).astype(np.float32)
     return found

@@ -25,6 +25,7 @@ from memory.lexical import Terms, terms
 from memory.messages import DIGEST_BYTES, ChatRequest, Message
 from memory.models import RELATIVE_PRICES, ModelTable
 from memory.plan import Rollover, Writer, roll
+from memory.prices import usage_cost
 from memory.prompts import digest_text, session_nonce, shortened_text
 from memory.recorder import Asked, Ended, Kept, Opening, Recorder
 from memory.reinject import Search, reinject, spoken
@@ -39,6 +40,7 @@ log = structlog.get_logger()
 
 THREAD_BYTES = 64 * 1024  # a body with more than this of unknown text is counted in a thread
 FOLDS_BYTES = 16 * 1024 * 1024  # of frozen prompts, and of blocks, that this process remembers
+LOOP_PARTS = 4  # of the room between two rollovers: a block inside a loop has at most one
 NEW_MESSAGES = 4  # so many at the end may be new without counting as a cold history
 EMBED_FROM = 0.5  # of the trigger: shorter sessions are never embedded
 
@@ -306,7 +308,10 @@ class MemoryManager:
         """
         budget = standing.budget
         room = max(budget.limit - standing.tokens, 0)
-        share = min(int(self._settings.recall.max_share * budget.window), room, allowance)
+        most = int(self._settings.recall.max_share * budget.window)
+        if search.in_loop:  # it stays for the whole loop, so it must not bring the next rollover near
+            most = min(most, (budget.trigger - budget.target) // LOOP_PARTS)
+        share = min(most, room, allowance)
         fill = share
         if rolled and (standing.cold or not search.in_loop):
             fill = room if standing.cold else min(room, allowance)
@@ -403,6 +408,11 @@ class MemoryManager:
 
     async def record(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> Kept:
         """Write the end of a turn; returns when it is safe, or counted as unrecorded."""
+        prices = prepared.model.prices
+        if prices and ended.usage:  # dollars, and what the same turn would have cost directly
+            cost = usage_cost(ended.usage, prices)
+            bill = {"cost_usd": cost, "direct_usd": cost + (prepared.saved_usd or 0.0)}
+            ended = replace(ended, record={**ended.record, **bill})
         return await self._recorder.close(prepared.to_record(), opening, ended)
 
 

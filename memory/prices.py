@@ -7,7 +7,7 @@ are not. A provider charges `cached` for the longest prefix it has seen lately, 
 from collections.abc import Sequence
 from math import sqrt
 
-from memory.types import Budget, Prices
+from memory.types import Budget, Prices, Usage
 
 BLOCK_SHARE = 0.01  # of all tokens that a session has asked, for blocks; a cached read costs a tenth, a block the whole
 
@@ -16,6 +16,11 @@ def input_cost(tokens: int, cached_tokens: int, prices: Prices) -> float:
     """The input side of one request's bill."""
     cached_tokens = min(tokens, cached_tokens)
     return cached_tokens * prices.cached + (tokens - cached_tokens) * prices.write
+
+
+def usage_cost(usage: Usage, prices: Prices) -> float:
+    """What the provider will bill for an answer, by its own count."""
+    return input_cost(usage.input_tokens, usage.cached_tokens, prices) + usage.output_tokens * prices.output
 
 
 def best_level(front: int, budget: Budget, growth: float, prices: Prices) -> float:

@@ -22,7 +22,9 @@ SPEAKER = 0.4  # how much more a message counts whose speaker is named
 CONTEXT = 0.1  # weight of all terms of the calls before, beside those of the newest message
 THIN_TERMS = 3  # fewer terms than this are too few to search with alone
 THRIFT = 0.4  # 0: the best messages come first, 1: those that give most for each token
-MOST_CELLS = 250_000  # messages x query terms that are looked at; beyond, the query keeps its rarest terms
+MOST_CELLS = 100_000  # messages x terms that are scored; beyond, the query keeps its rarest terms
+FEWEST_TERMS = 16  # but so many always
+SPEAKER_CHARS = 110  # within which a name before the text ends
 SMALLEST_PART = 96  # tokens: a shorter piece of a message is not worth its heading
 
 LEAST_TERMS, MOST_TERMS = 2.0, 8.0  # rare terms that a query is taken to have, at least and at most
@@ -38,8 +40,7 @@ EMPTY = frozenset(
 )
 
 
-# `[8 May 2023] Caroline: ` before the text, as transcripts have it.
-SPEAKER_BEFORE = re.compile(r"(?:\[[^\]\n]{1,60}\]\s?)?([^\W\d_][\w .'\u2019-]{0,48}):\s")
+WORD = re.compile(r"[^\W\d_]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ class Query:
     """What is looked for."""
 
     weights: Mapping[str, float]  # of each term, 0 to 1
-    names: frozenset[str] = frozenset()  # capitalised words, folded: perhaps speakers
+    names: frozenset[str] = frozenset()  # its words, folded: perhaps speakers
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,7 @@ class Passage:
 @dataclass(frozen=True, slots=True)
 class Ranked:
     position: int
-    score: float  # 0 to about 1: the share of the query, by rarity, that the message and its neighbours hold
-    why: str
+    score: float  # above 0: the share of the query, by rarity, that the message and its neighbours hold; rarely over 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +113,12 @@ def query(newest: str, calls: Sequence[str] = (), before: Sequence[str] = ()) ->
     context = {term for text in joined for term in terms(text).counts} - EMPTY - weights.keys()
     share = CONTEXT * len(weights) if len(weights) >= THIN_TERMS else THIN_TERMS
     weights |= dict.fromkeys(context, min(1.0, share / max(len(context), 1)))
-    names = frozenset(word.lower() for word in re.findall(r"[^\W\d_]+", newest) if word[0].isupper())
+    names = frozenset(WORD.findall(newest.lower())) - EMPTY
     return Query(weights, names)
 
 
 def rank(wanted: Query, passages: Sequence[Passage], similar: Mapping[int, float] | None = None) -> Ranking:
-    """Order messages by relevance.
+    """Order messages by relevance; those without any are left out.
 
     Args:
         passages: in the order of the conversation.
@@ -127,16 +127,19 @@ def rank(wanted: Query, passages: Sequence[Passage], similar: Mapping[int, float
     if not passages or not wanted.weights:
         return Ranking((), {})
     words, tf, weights = look_up(wanted, passages)
-    lengths = np.array([passage.terms.length for passage in passages], dtype=np.float64)
+    lengths = np.array([passage.terms.length for passage in passages], dtype=np.float32)
     own = coverage(tf, lengths, weights)
-    around = coverage(spread(tf), spread(lengths[:, None])[:, 0], weights)
+    around = coverage(spread(tf), spread(lengths), weights)
     scores = (MESSAGE * own + WINDOW * around) / (MESSAGE + WINDOW) * substance(tf, weights)
     if wanted.names:
-        scores *= 1 + SPEAKER * np.array([share_named(passage, wanted.names) for passage in passages])
+        named = [share_named(passage, wanted.names) for passage in passages]
+        scores *= 1 + SPEAKER * np.array(named, dtype=np.float32)
     if similar:
-        scores += MEANING * closeness(np.array([similar.get(passage.position, 0.0) for passage in passages]))
-    order = np.argsort(-scores, kind="stable")
-    found = tuple(Ranked(passages[i].position, float(scores[i]), "terms") for i in order)
+        cosines = [similar.get(passage.position, 0.0) for passage in passages]
+        scores += MEANING * closeness(np.array(cosines, dtype=np.float32))
+    values = scores.tolist()
+    order = [i for i in np.argsort(-scores, kind="stable").tolist() if values[i] > 0]
+    found = tuple(Ranked(passages[i].position, values[i]) for i in order)
     return Ranking(found, dict(zip(words, (weights * rarity(tf)).tolist(), strict=True)))
 
 
@@ -144,19 +147,19 @@ def look_up(wanted: Query, passages: Sequence[Passage]) -> tuple[list[str], Floa
     """The query's terms, how often each stands in each message, and its weight."""
     words = list(wanted.weights)
     tf = frequencies([passage.terms for passage in passages], words)
-    weights = np.array([wanted.weights[word] for word in words])
-    most = max(MOST_CELLS // len(passages), 16)
+    weights = np.array([wanted.weights[word] for word in words], dtype=np.float32)
+    most = max(MOST_CELLS // len(passages), FEWEST_TERMS)
     if len(words) > most:
-        keep = np.sort(np.argsort(-weights * rarity(tf) * (tf > 0).any(axis=0), kind="stable")[:most])
-        words, tf, weights = [words[i] for i in keep], tf[:, keep], weights[keep]
+        keep = np.argsort(-weights * rarity(tf) * tf.any(axis=1), kind="stable")[:most].tolist()
+        words, tf, weights = [words[i] for i in keep], tf[keep], weights[keep]
     return words, tf, weights
 
 
 def coverage(tf: Floats, lengths: Floats, weights: Floats) -> Floats:
     """BM25 as a share of what a text could have that holds every term of the query: 0 to 1."""
     worth = weights * rarity(tf)
-    most = float(worth.sum())
-    return bm25(tf, lengths, worth) / most if most > 0 else np.zeros(len(tf))
+    most = worth.sum()
+    return bm25(tf, lengths, worth / most) if most > 0 else np.zeros_like(lengths)
 
 
 def substance(tf: Floats, weights: Floats) -> float:
@@ -165,32 +168,40 @@ def substance(tf: Floats, weights: Floats) -> float:
     Half of `go on` is nothing; a tenth of an error message is much.
     """
     said = float((weights * rarity(tf)).sum())
-    rare = math.log1p(len(tf))  # the worth of a term that stands nowhere else
+    rare = math.log1p(tf.shape[1])  # the worth of a term that stands nowhere else
     return said / min(max(said, LEAST_TERMS * rare), MOST_TERMS * rare)
 
 
-def spread(rows: Floats) -> Floats:
-    """Add to each row its neighbours, less and less with distance."""
-    total = rows.copy()
-    for distance in range(1, min(RADIUS, len(rows) - 1) + 1):
+def spread(values: Floats) -> Floats:
+    """Add to each value those of its neighbours in the last axis, less and less with distance."""
+    total = values.copy()
+    for distance in range(1, min(RADIUS, values.shape[-1] - 1) + 1):
         weight = 1 - distance / (RADIUS + 1)
-        total[distance:] += weight * rows[:-distance]
-        total[:-distance] += weight * rows[distance:]
+        total[..., distance:] += weight * values[..., :-distance]
+        total[..., :-distance] += weight * values[..., distance:]
     return total
 
 
 def closeness(cosines: Floats) -> Floats:
     """Cosine of a message and, as much, of those around it; 0 for what is merely English, too."""
-    around = spread(cosines[:, None])[:, 0] / spread(np.ones((len(cosines), 1)))[:, 0]
-    return np.maximum(0.0, (cosines + around) / 2 - STRANGE)
+    around = spread(cosines) / spread(np.ones_like(cosines))
+    close: Floats = np.maximum(0, (cosines + around) / 2 - STRANGE)
+    return close
 
 
 def share_named(passage: Passage, names: frozenset[str]) -> float:
     """How much of the speaker's name is named: `PhD B` by "What did PhD C say" half."""
-    before = None if passage.speaker else SPEAKER_BEFORE.match(passage.text)
-    speaker = before[1] if before else passage.speaker
-    parts = re.findall(r"[^\W_]+", speaker.lower()) if speaker else []
+    parts = WORD.findall((passage.speaker or speaker_before(passage.text)).lower())
     return sum(part in names for part in parts) / len(parts) if parts else 0.0
+
+
+def speaker_before(text: str) -> str:
+    """The name in `[8 May 2023] Caroline: Hi!`, as transcripts have it; "" for none."""
+    end = text.find(": ", 0, SPEAKER_CHARS)
+    name = text[: max(end, 0)]
+    if name.startswith("["):
+        name = name[name.find("] ") + 2 :]
+    return name if "\n" not in name else ""
 
 
 def select(

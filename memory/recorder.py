@@ -16,7 +16,7 @@ import structlog
 
 from memory.bounded import Bounded
 from memory.errors import InvalidRequest, SpoolError, StoreError, StoreRefused
-from memory.identify import Line, child, fresh_from, session_id
+from memory.identify import Line, child, fresh_from, session_id, text_id
 from memory.messages import ChatRequest, Message
 from memory.spool import Spool
 from memory.store.pool import Pool
@@ -31,6 +31,7 @@ from memory.store.turns import (
     save_nodes,
     unpack_turn,
 )
+from memory.types import Usage
 
 log = structlog.get_logger()
 
@@ -72,6 +73,7 @@ class Ended:
     status: str  # "answered", "partial", "failed"
     answers: tuple[Message, ...]
     record: Mapping[str, object]
+    usage: Usage | None = None
 
 
 class Opening:
@@ -245,7 +247,9 @@ class Recorder:
             status=ended.status if ended else "open",
             model=asked.model,
             answers=tuple(child(asked.tenant, asked.line.tip, message) for message in ended.answers) if ended else (),
-            record=msgspec.json.encode({**asked.record, **(ended.record if ended else {})}),
+            record=msgspec.json.encode(
+                {**asked.record, "system": system_ids(asked), **(ended.record if ended else {})}
+            ),
             folds=asked.folds,
             jobs=asked.jobs if ended and ended.status == "answered" else (),
             label=asked.label,
@@ -297,6 +301,11 @@ def system_rows(asked: Asked) -> tuple[NodeRow, ...]:
         for m in systems
         if m not in asked.line.messages
     )
+
+
+def system_ids(asked: Asked) -> list[str]:
+    """The client's system messages, by the ids they are stored under."""
+    return [text_id(row.node) for row in system_rows(asked)]
 
 
 def answer_rows(asked: Asked, ended: Ended) -> tuple[NodeRow, ...]:

@@ -81,7 +81,8 @@ class PlainAnswer:
         body = decoded(b"".join(self._parts), self._encoding) if self._bytes <= PLAIN_BYTES else None
         if body is None:
             return Heard()
-        return Heard(openai.answer_messages(body), openai.usage_in(body))
+        reasons = openai.finish_reasons_in(body)
+        return Heard(openai.answer_messages(body), openai.usage_in(body), finish_reasons=reasons)
 
 
 Answer = StreamAnswer | PlainAnswer

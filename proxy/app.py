@@ -63,7 +63,9 @@ class App:
     def __init__(self, config: Config | None = None) -> None:
         self._config = config
         self._parts: Parts | None = None
-        self._admin: ASGIApp = Starlette(routes=admin(), lifespan=self._lifespan)
+        self._admin: ASGIApp = Starlette(
+            routes=admin(), lifespan=self._lifespan, exception_handlers={404: manage.missing}
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path: str = scope.get("path", "")

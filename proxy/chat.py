@@ -268,6 +268,7 @@ class Conversation:
         ended = Ended(
             status=status,
             answers=heard.messages,
+            usage=heard.usage,
             record={
                 "status_code": code,
                 "error": heard.error,

@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from memory.errors import LLMMemoryError
-from proxy.config import Config, ConfigError, load
+from proxy.config import Config, ConfigError, load, silence_libraries
 
 cli = typer.Typer(
     name="infold",
@@ -86,6 +86,7 @@ def web(fd: Annotated[int, typer.Option(help="An inherited listening socket.")])
 def worker(config: Annotated[Path | None, typer.Option(help="Settings file.")] = None) -> None:
     """Run background jobs alone: embeddings and tidying. `infold serve` starts one by itself."""
     settings = read(config)
+    silence_libraries()
     from proxy.jobs import run
 
     asyncio.run(run(settings))

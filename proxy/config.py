@@ -64,7 +64,12 @@ class Config(BaseSettings):
     """All settings, checked before anything starts."""
 
     model_config = SettingsConfigDict(
-        env_prefix="INFOLD_", env_nested_delimiter="__", extra="forbid", frozen=True, populate_by_name=True
+        env_prefix="INFOLD_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        env_ignore_empty=True,
     )
 
     host: str = "127.0.0.1"
@@ -144,7 +149,17 @@ def child_environment(config: Config, dsn: str | None, embed_socket: Path) -> di
         "INFOLD_DATABASE_URL": url,
         "INFOLD_EMBED_SOCKET": str(embed_socket),
         "INFOLD_SUPERVISED": "true",
+        **NO_TELEMETRY,
     }
+
+
+# ONNX Runtime 1.32 writes usage data into the temporary folder and knows an address to send it to.
+NO_TELEMETRY = {"ORT_DISABLE_TELEMETRY": "1"}
+
+
+def silence_libraries() -> None:
+    """Nothing that we load may call home; to be called before it is imported."""
+    os.environ.update(NO_TELEMETRY)
 
 
 SECRETS = frozenset({"database_url", "openai_api_key", "pepper"})

@@ -75,7 +75,7 @@ class Child:
 
     def start(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "proxy.cli", *self.arguments],
+            [sys.executable, "-P", "-m", "proxy.cli", *self.arguments],
             env=self.environment,
             pass_fds=self.fds,
             preexec_fn=dies_with_parent(),

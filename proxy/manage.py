@@ -1,6 +1,5 @@
 """Our own endpoints: health, metrics, the explanation of a turn, the export."""
 
-import base64
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 
@@ -9,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 
 from memory.errors import LLMMemoryError, NotFound, StoreError, StoreUnavailable
+from memory.identify import node_of
 from memory.store.export import export_lines, jobs_pending, load_turn
 from proxy.chat import Parts
 from proxy.errors import error_body
@@ -75,7 +75,7 @@ async def turn(request: Request) -> Response:
     """Explain a turn: what was asked, what the model saw, the numbers that decided, what became of it."""
     try:
         parts, tenant = parts_of(request), tenant_for(request)
-        node = node_of(request.path_params["turn"])
+        node = named(request.path_params["turn"])
         async with parts.pool.tenant(tenant) as connection:
             return json_reply(await load_turn(connection, tenant, node))
     except LLMMemoryError as error:
@@ -99,10 +99,10 @@ async def export(request: Request) -> Response:
     return StreamingResponse(lines(), media_type="application/x-ndjson")
 
 
-def node_of(turn_id: str) -> bytes:
+def named(turn_id: str) -> bytes:
     """The node that a turn's id names; an id of another shape names nothing."""
     try:
-        return base64.b32decode(turn_id.upper() + "=" * (-len(turn_id) % 8))
+        return node_of(turn_id)
     except ValueError:
         raise NotFound(f"there is no turn {turn_id!r}") from None
 
@@ -112,5 +112,13 @@ def json_reply(content: object, status: int = 200) -> Response:
 
 
 def refused(error: LLMMemoryError) -> Response:
+    if isinstance(error, Unauthorized):
+        told = {"message": str(error), "type": "authentication_error", "param": None, "code": "invalid_api_key"}
+        return json_reply({"error": told}, 401)
     status, body = error_body(error)
-    return Response(body, 401 if isinstance(error, Unauthorized) else status, media_type="application/json")
+    return Response(body, status, media_type="application/json")
+
+
+async def missing(request: Request, error: Exception) -> Response:
+    """A page of ours that is not there."""
+    return refused(NotFound(f"there is no page {request.url.path}"))

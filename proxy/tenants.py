@@ -32,6 +32,7 @@ PLACEHOLDERS = frozenset(
         "api-key",
     )
 )
+KEY_HEADERS = frozenset((b"authorization", b"x-api-key", b"api-key"))
 SESSION_LABEL = re.compile(rb"[A-Za-z0-9._:\-]{1,128}\Z")
 
 
@@ -43,6 +44,7 @@ def key_of(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
             found.add(value[7:].strip())
         elif name in (b"x-api-key", b"api-key"):
             found.add(value.strip())
+    found.discard(b"")
     return found.pop().decode("latin-1") if len(found) == 1 else None
 
 
@@ -52,9 +54,10 @@ def tenant_of(headers: Sequence[tuple[bytes, bytes]], pepper: bytes, is_loopback
     On a loopback listener a missing or placeholder key is the local tenant: whoever reaches it is at home.
     """
     key = key_of(headers)
+    if key is None and any(name in KEY_HEADERS and value.split() not in ([], [b"Bearer"]) for name, value in headers):
+        return None  # two keys that differ, or a scheme we do not know
     if key is None or key.lower() in PLACEHOLDERS:
-        several = key is None and any(name in (b"authorization", b"x-api-key", b"api-key") for name, _ in headers)
-        return tenant_id(pepper, LOCAL_KEY) if is_loopback and not several else None
+        return tenant_id(pepper, LOCAL_KEY) if is_loopback else None
     return tenant_id(pepper, key)
 
 

@@ -9,7 +9,7 @@ import msgspec
 import orjson
 
 from memory.errors import NotFound
-from memory.identify import text_id
+from memory.identify import node_of, text_id
 from memory.store.turns import decode_fold
 
 PREFETCH = 200
@@ -56,8 +56,23 @@ async def load_turn(connection: asyncpg.Connection, tenant: bytes, node: bytes) 
         "asked": [
             {"id": text_id(m["node"]), "role": m["role"], "tokens": m["tokens"], **spoken(m["raw"])} for m in line
         ],
-        "attempts": [told_attempt(attempt) for attempt in attempts],
+        "attempts": [
+            {**told_attempt(attempt), "system": await systems(connection, tenant, attempt)} for attempt in attempts
+        ],
     }
+
+
+async def systems(connection: asyncpg.Connection, tenant: bytes, attempt: asyncpg.Record) -> list[dict[str, object]]:
+    """The client's system messages in an attempt."""
+    ids = orjson.loads(attempt["record"]).get("system", ())
+    rows = await connection.fetch(
+        "select node, role, raw from infold.nodes where tenant = $1 and node = any($2)",
+        tenant, [node_of(found) for found in ids],
+    )  # fmt: skip
+    told = {
+        text_id(row["node"]): {"id": text_id(row["node"]), "role": row["role"], **spoken(row["raw"])} for row in rows
+    }
+    return [told[found] for found in ids if found in told]
 
 
 def told_attempt(row: asyncpg.Record) -> dict[str, object]:

@@ -39,7 +39,7 @@ def infold(upstream: str, model: Model, prices: Prices) -> Iterator[str]:
         folder.chmod(0o711)  # as root the database runs as another user, who must get through
         settings, log = folder / "proxy.yaml", folder / "infold.log"
         settings.write_text(yaml.safe_dump(settings_for(model, prices)))
-        command = [sys.executable, "-m", "proxy.cli", "serve", "--port", "0", "--upstream", f"{upstream}/v1"]
+        command = [sys.executable, "-P", "-m", "proxy.cli", "serve", "--port", "0", "--upstream", f"{upstream}/v1"]
         command += ["--data-dir", str(folder / "data"), "--config", str(settings)]
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -235,6 +235,14 @@ def answer_messages(body: bytes) -> tuple[Message, ...]:
         return ()
 
 
+def finish_reasons_in(body: bytes) -> tuple[str | None, ...]:
+    """Why each choice of a plain answer ended."""
+    try:
+        return tuple(choice.finish_reason for choice in _REASONS.decode(body).choices)
+    except _NOT_JSON:
+        return ()
+
+
 def usage_in(body: bytes) -> Usage | None:
     """What a plain completion says about its tokens."""
     try:
@@ -422,6 +430,17 @@ class _Function(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     message: Raw = Raw(NULL)
+
+
+class _Reason(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+class _Reasons(msgspec.Struct):
+    choices: list[_Reason] = []
+
+
+_REASONS = msgspec.json.Decoder(_Reasons)
 
 
 class _Completion(msgspec.Struct):

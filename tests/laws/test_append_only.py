@@ -90,7 +90,10 @@ def play(proxy: Proxy, provider: Provider, model: str, seed: int) -> Run:
                 said += [result(call["id"], prose(rng, rng.choice([20, 80, 300]))) for call in last["tool_calls"]]
             request = [{**SYSTEM, "content": SYSTEM["content"].format(number)}, *said]
             reply = client.chat.completions.with_raw_response.create(
-                model=model, messages=request, tools=TOOLS, max_tokens=RESERVE  # type: ignore[arg-type]
+                model=model,
+                messages=request,
+                tools=TOOLS,
+                max_tokens=RESERVE,  # type: ignore[arg-type]
             )
             message = reply.parse().choices[0].message
             answered += 1
@@ -214,17 +217,18 @@ def test_another_replica_goes_on_with_the_same_frozen_prompt(new_database, tmp_p
     provider = Provider()
     rng = random.Random(3)
     said = [m for _ in range(40) for m in (user(prose(rng, 80)), {"role": "assistant", "content": prose(rng, 120)})]
-    with new_database() as dsn, provider.serving() as upstream:
-        with (
-            proxying(upstream.url, dsn, tmp_path / "a") as one,
-            proxying(upstream.url, dsn, tmp_path / "b") as two,
-            one.client() as first,
-            two.client() as second,
-        ):
-            for number in range(12):
-                said.append(user(f"step {number}: {prose(rng, 60)}"))
-                client = (first, second)[number % 2]
-                reply = client.chat.completions.create(model=MODEL, messages=said, max_tokens=RESERVE)
-                said.append({"role": "assistant", "content": reply.choices[0].message.content})
+    with (
+        new_database() as dsn,
+        provider.serving() as upstream,
+        proxying(upstream.url, dsn, tmp_path / "a") as one,
+        proxying(upstream.url, dsn, tmp_path / "b") as two,
+        one.client() as first,
+        two.client() as second,
+    ):
+        for number in range(12):
+            said.append(user(f"step {number}: {prose(rng, 60)}"))
+            client = (first, second)[number % 2]
+            reply = client.chat.completions.create(model=MODEL, messages=said, max_tokens=RESERVE)
+            said.append({"role": "assistant", "content": reply.choices[0].message.content})
     breaks = [not begins_with(after, before) for before, after in itertools.pairwise(provider.prompts)]
     assert sum(breaks) <= 1

@@ -75,7 +75,9 @@ async def test_the_first_byte_of_what_fits_does_not_wait_for_a_frozen_database(f
             body = body_of([*SHORT, user("quick")], stream=True)
             async with connected(proxy.url) as client:
                 began = time.monotonic()
-                await client.send(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (CHAT, len(body), body))
+                await client.send(
+                    b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (CHAT, len(body), body)
+                )
                 await client.reader.readuntil(b"Noted")
                 assert time.monotonic() - began < 0.25
                 await client.reader.readuntil(b"[DONE]")
@@ -102,7 +104,9 @@ async def test_a_frozen_prompt_is_held_to_while_the_database_is_away(fragile, pr
     with proxying(upstream.url, fragile.address.dsn, tmp_path) as proxy:
         await post(proxy, messages)
         with frozen(family(fragile.address.pid)):
-            got = await in_time(post(proxy, [*messages, {"role": "assistant", "content": "ok"}, user("more")]), 2 * HANG)
+            got = await in_time(
+                post(proxy, [*messages, {"role": "assistant", "content": "ok"}, user("more")]), 2 * HANG
+            )
         assert (got.status, got.header(b"x-infold-mode")) == (200, b"degraded")
         first, second = (prompt.without_blocks for prompt in provider.prompts)
         assert second[: len(first)] == first
@@ -127,7 +131,9 @@ async def test_our_own_pages_answer_while_the_database_is_frozen(fragile, upstre
         await until(lambda: proxy.parts.pool.available, 30)
 
 
-async def test_a_database_dropped_in_the_middle_of_a_conversation_is_no_error(new_database, postgres, upstream, tmp_path):
+async def test_a_database_dropped_in_the_middle_of_a_conversation_is_no_error(
+    new_database, postgres, upstream, tmp_path
+):
     with new_database() as dsn:
         database = dsn.split("?")[0].rsplit("/", 1)[1]
         with proxying(upstream.url, dsn, tmp_path) as proxy:

@@ -200,7 +200,12 @@ async def test_a_conversation_that_changes_its_model_fits_each(house, history, m
 async def test_a_result_larger_than_the_window_is_served_with_its_id(house, words, results):
     rng = random.Random(words)
     calls = [(f"c{n}", '{"path": "log.txt"}') for n in range(results)]
-    messages = [system("be brief"), user("read the log"), calling(*calls), *(result(id, prose(rng, words)) for id, _ in calls)]
+    messages = [
+        system("be brief"),
+        user("read the log"),
+        calling(*calls),
+        *(result(id, prose(rng, words)) for id, _ in calls),
+    ]
     prepared = await house.ask(house.tenant(), messages, model="m-8k")
 
     check(prepared)

@@ -77,7 +77,9 @@ def test_every_turn_has_an_id_of_its_own_and_the_same_request_the_same(talker):
 
 @pytest.mark.parametrize("role", ["system", "developer"])
 def test_system_prompts_that_change_do_not_change_the_session(talker, role):
-    sessions = {talker.session([system(f"the time is {n}", role), *BASE[:2], system(f"{n}", role), BASE[2]]) for n in range(3)}
+    sessions = {
+        talker.session([system(f"the time is {n}", role), *BASE[:2], system(f"{n}", role), BASE[2]]) for n in range(3)
+    }
     assert len(sessions) == 1
 
 
@@ -102,7 +104,11 @@ def test_an_edit_begins_another_session(talker, edited):
 
 def test_the_header_names_the_session_that_is_stored(talker):
     talker.ask(BASE[:1])
-    for messages in (BASE, [*BASE[:2], user("to the hills")], [*BASE[:2], user("to the moon"), assistant("x"), user("y")]):
+    for messages in (
+        BASE,
+        [*BASE[:2], user("to the hills")],
+        [*BASE[:2], user("to the moon"), assistant("x"), user("y")],
+    ):
         got = talker.ask(messages)
         stored = talker.proxy.explain(got["x-infold-turn"], talker.key)
         assert stored["session"] == got["x-infold-session"]
@@ -306,7 +312,9 @@ def test_demonstrations_that_an_application_puts_before_every_question_join_no_t
     shown = [
         user("Example: a customer asks when we open. Answer in one friendly sentence and name the weekday."),
         assistant("We open at nine on every weekday, and we would be delighted to see you on Monday morning already!"),
-        user("Example: a customer asks for a refund. Answer in one friendly sentence and name the form to be filled in."),
+        user(
+            "Example: a customer asks for a refund. Answer in one friendly sentence and name the form to be filled in."
+        ),
         assistant("Of course; please fill in form R-7, and the money will be back on your account within the week."),
     ]
     first = [user("My patient number is 5583-cerberus."), assistant("Noted."), *history(rng, 10)]
@@ -320,5 +328,9 @@ def test_demonstrations_that_an_application_puts_before_every_question_join_no_t
 
 def test_tool_loops_are_on_the_line_of_their_user_message(talker):
     loop = [user("look it up"), calling(("c1", '{"q": 1}')), result("c1", "found")]
-    sessions = {talker.session(loop[:1]), talker.session(loop), talker.session([*loop, assistant("It is."), user("ok")])}
+    sessions = {
+        talker.session(loop[:1]),
+        talker.session(loop),
+        talker.session([*loop, assistant("It is."), user("ok")]),
+    }
     assert len(sessions) == 1

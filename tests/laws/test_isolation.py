@@ -49,7 +49,9 @@ def canary(tenant: int) -> str:
 def talk(proxy: Proxy, tenant: int, messages: list[Json]) -> dict[str, str]:
     with proxy.client(f"sk-tenant-{tenant}") as client:
         reply = client.chat.completions.with_raw_response.create(
-            model=MODEL, messages=messages, max_tokens=RESERVE  # type: ignore[arg-type]
+            model=MODEL,
+            messages=messages,
+            max_tokens=RESERVE,  # type: ignore[arg-type]
         )
         return dict(reply.headers)
 
@@ -195,7 +197,9 @@ async def probes(pool: Pool, owner: asyncpg.Connection) -> list[str]:
     async with pool.tenant(BOB) as connection:
         found += ["embedded"] * await are_embedded(connection, BOB, "s", nodes)
         found += ["similar"] * bool(await similarities(connection, BOB, "s", nodes, VECTOR))
-        found += ["to embed"] * any(b"alices-canary" in row["raw"] for row in await to_embed(connection, BOB, "t", turns[0]))
+        found += ["to embed"] * any(
+            b"alices-canary" in row["raw"] for row in await to_embed(connection, BOB, "t", turns[0])
+        )
     return sorted(set(found))
 
 

@@ -91,15 +91,14 @@ async def test_the_end_is_held_back_while_the_turn_is_not_safe(proxy, upstream, 
     """Tables are locked: the commit waits. All but the end goes out, and the end comes when the spool has the turn."""
     upstream.script = steps
     connection = await asyncpg.connect(dsn)
-    async with connected(proxy.url) as client:
-        async with connection.transaction():
-            await connection.execute("lock infold.turns in access exclusive mode")
-            proxy.parts.recorder._spool._timeout_seconds = 5
-            await client.send(request("wait for me", stream=steps is STREAM))
-            got = await client.answer("POST")
-            assert got.complete
-            assert proxy.metric("infold_turns_total", kept="spooled") == 1
-            assert proxy.parts.recorder.spooled() == 1
+    async with connected(proxy.url) as client, connection.transaction():
+        await connection.execute("lock infold.turns in access exclusive mode")
+        proxy.parts.recorder._spool._timeout_seconds = 5
+        await client.send(request("wait for me", stream=steps is STREAM))
+        got = await client.answer("POST")
+        assert got.complete
+        assert proxy.metric("infold_turns_total", kept="spooled") == 1
+        assert proxy.parts.recorder.spooled() == 1
     await connection.close()
 
 

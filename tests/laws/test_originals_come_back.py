@@ -26,7 +26,10 @@ FACTS = (
     ("Please note that {} was moved to bay [] by the movers.", "To which bay has {} been moved?"),
     ("{} now belongs to the person with staff number [], she signed for it.", "Whose staff number stands for {}?"),
     ("The insurance contract of {} runs under reference [].", "I need the insurance reference of {}, please."),
-    ("Maria agreed that {} may cost us [] crowns a month, not more.", "How many crowns a month did Maria allow for {}?"),
+    (
+        "Maria agreed that {} may cost us [] crowns a month, not more.",
+        "How many crowns a month did Maria allow for {}?",
+    ),
     ("The spare key of {} hangs on hook [] behind the door.", "On what hook do I find the spare key for {}?"),
     ("We decided to replace {} with the model [] in spring.", "Which model is going to replace {}?"),
     ("When {} fails, call the engineer at extension [].", "Whom do I ring, at what extension, if {} fails?"),
@@ -137,7 +140,10 @@ class Talk:
         """One request with these messages at its end."""
         with self.proxy.client(key=key or self.key) as client:
             client.chat.completions.create(
-                model=MODEL, messages=[*self.said, *messages], max_tokens=RESERVE, **more  # type: ignore[arg-type]
+                model=MODEL,
+                messages=[*self.said, *messages],
+                max_tokens=RESERVE,
+                **more,  # type: ignore[arg-type]
             )
         return self.provider.prompts[-1]
 
@@ -320,7 +326,9 @@ def test_two_sessions_have_different_nonces(house):
     for seed in (51, 52):
         rng = random.Random(seed)
         said: list[Json] = [user(f"{seed}: {SECRET}"), {"role": "assistant", "content": "ok"}]
-        said += [m for _ in range(30) for m in (user(prose(rng, 100)), {"role": "assistant", "content": prose(rng, 150)})]
+        said += [
+            m for _ in range(30) for m in (user(prose(rng, 100)), {"role": "assistant", "content": prose(rng, 150)})
+        ]
         nonces.add(Talk(proxy, provider, said, "sk-nonce").ask(user("the vault combination?")).block[21:29])
     assert len(nonces) == 2
 

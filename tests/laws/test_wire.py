@@ -58,7 +58,9 @@ ODD = {
     + b"}",
     "10,000 deep and open": b'{"model":"small-8k","messages":' + b"[" * 10_000,
     "a million spaces": b'{"model":"small-8k","messages":[{"role":"user","content":"' + b" " * 1_000_000 + b'"}]}',
-    "a million spaces between": b'{"model":"small-8k",' + b" " * 1_000_000 + b'"messages":[{"role":"user","content":"s"}]}',
+    "a million spaces between": b'{"model":"small-8k",'
+    + b" " * 1_000_000
+    + b'"messages":[{"role":"user","content":"s"}]}',
     "no JSON": b"{this is not JSON",
     "nothing": b"",
     "a list": b'[{"role":"user","content":"hi"}]',
@@ -73,7 +75,9 @@ ODD = {
     "model is missing": b'{"messages":[{"role":"user","content":"m2"}]}',
     "invalid UTF-8": b'{"model":"small-8k","messages":[{"role":"user","content":"\xff\xfe"}]}',
     "a byte order mark": b'\xef\xbb\xbf{"model":"small-8k","messages":[{"role":"user","content":"bom"}]}',
-    "a number of 300 digits": b'{"model":"small-8k","seed":' + b"9" * 300 + b',"messages":[{"role":"user","content":"n"}]}',
+    "a number of 300 digits": b'{"model":"small-8k","seed":'
+    + b"9" * 300
+    + b',"messages":[{"role":"user","content":"n"}]}',
     "unknown fields": b'{"model":"small-8k","messages":[{"role":"user","content":"u","zzz":{"a":[1]}}],"top_k":5,"x":null}',
     "an unknown role": b'{"model":"small-8k","messages":[{"role":"martian","content":"hi"}]}',
     "spacing": b'\n{ "messages" :\t[ { "content" : "hi" , "role":"user" } ] , "model" : "small-8k" }\r\n ',
@@ -161,7 +165,10 @@ async def test_the_upstreams_own_refusal_comes_back_unchanged(wire, status):
 async def test_an_answer_has_the_upstreams_headers_in_order_with_duplicates_and_ours_beside_them(wire):
     got = await wire.post(PLAIN)
 
-    assert theirs(got) == [*((name.lower(), value) for name, value in HEADERS), (b"content-length", b"%d" % len(ANSWER))]
+    assert theirs(got) == [
+        *((name.lower(), value) for name, value in HEADERS),
+        (b"content-length", b"%d" % len(ANSWER)),
+    ]
     assert ours(got)[b"x-infold-mode"] == b"wire"
     assert {b"x-infold-session", b"x-infold-turn", b"x-infold-tokens", b"x-infold-mode"} == set(ours(got))
     asked, forwarded = ours(got)[b"x-infold-tokens"].split(b"/")

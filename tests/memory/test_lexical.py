@@ -83,11 +83,11 @@ def test_scores_are_those_of_bm25s():
     oracle.index(tokens, show_progress=False)
     counted = [terms(text) for text in TEXTS]
     tf = frequencies(counted, wanted)
-    lengths = np.array([float(len(text)) for text in tokens])
+    lengths = np.array([len(text) for text in tokens], dtype=np.float32)
 
     ours = bm25(tf, lengths, rarity(tf))
 
-    np.testing.assert_allclose(ours, oracle.get_scores(wanted), rtol=1e-5)
+    np.testing.assert_allclose(ours, oracle.get_scores(wanted), rtol=1e-4)
     assert ours[:3].all()
     assert not ours[4]
 
@@ -95,7 +95,7 @@ def test_scores_are_those_of_bm25s():
 def test_empty_texts_score_nothing():
     tf = frequencies([terms(""), terms("")], ["dog"])
 
-    assert not bm25(tf, np.zeros(2), rarity(tf)).any()
+    assert not bm25(tf, np.zeros(2, dtype=np.float32), rarity(tf)).any()
 
 
 @given(st.text())
@@ -105,7 +105,9 @@ def test_any_text_has_terms_and_at_least_one_for_each_word(text):
     assert sum(found.counts.values()) >= found.length >= 0
 
 
-@pytest.mark.parametrize("text", ["a" * 10**6, " " * 10**6, "x9_" * 300_000, "a/" * 300_000, "aB" * 300_000, "." * 10**6])
+@pytest.mark.parametrize(
+    "text", ["a" * 10**6, " " * 10**6, "x9_" * 300_000, "a/" * 300_000, "aB" * 300_000, "." * 10**6]
+)
 def test_a_megabyte_of_anything_is_counted_in_linear_time(text):
     start = time.process_time()
     terms(text[: len(text) // 4])

@@ -13,6 +13,7 @@ from memory.store.pool import Pool
 from tests.conftest import finish, open_pool, own_postgres, run_sql
 from tests.faults import family, frozen, in_time, until
 
+
 async def outcome(pool: Pool) -> str:
     """What becomes of a request's query."""
     try:

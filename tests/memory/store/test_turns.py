@@ -41,9 +41,7 @@ OTHER = bytes(16)
 FROZEN = Frozen(
     covers=2,
     parts=(Part(0, 1, 7, b'{"role":"user","content":"d"}', Form.SUMMARY, "old"), Part(1, 2, 3, why="most recent")),
-    stretches=(
-        Stretch("aaaaaaaa", 0, 1, 50, "older", members=(Stretch("bbbbbbbb", 0, 1, 20, "oldest \0", "text"),)),
-    ),
+    stretches=(Stretch("aaaaaaaa", 0, 1, 50, "older", members=(Stretch("bbbbbbbb", 0, 1, 20, "oldest \0", "text"),)),),
     tokens=10,
     asked=3,
 )

@@ -1,0 +1,203 @@
+"""Settings are read from file, environment and command line, checked at the start, and told well when they are wrong."""
+
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from memory.settings import Settings
+from proxy.config import Config, ConfigError, child_environment, load
+
+
+@pytest.fixture(autouse=True)
+def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("INFOLD_") or name in ("DATABASE_URL", "OPENAI_API_KEY"):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def file(tmp_path: Path):
+    def write(text: str) -> Path:
+        path = tmp_path / "settings.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_without_anything_the_defaults_hold():
+    config = load()
+    assert (config.host, config.port, config.upstream) == ("127.0.0.1", 8808, "https://api.openai.com/v1")
+    assert config.settings == Settings()
+    assert config.is_loopback
+    assert config.data_dir.is_absolute()
+
+
+def test_the_command_line_wins_over_the_environment_and_that_over_the_file(file, monkeypatch):
+    path = file("port: 1001\nhost: 0.0.0.0\nlog_level: debug\n")
+    monkeypatch.setenv("INFOLD_PORT", "1002")
+    monkeypatch.setenv("INFOLD_HOST", "::1")
+
+    assert load(path).port == 1002
+    config = load(path, port=1003, host=None)
+    assert (config.port, config.host, config.log_level) == (1003, "::1", "debug")
+
+
+def test_a_file_in_the_working_directory_is_found(tmp_path):
+    (tmp_path / "proxy.yaml").write_text("port: 1234\n")
+    assert load().port == 1234
+
+
+def test_the_environment_may_name_the_file(file, monkeypatch):
+    monkeypatch.setenv("INFOLD_CONFIG", str(file("port: 4321\n")))
+    assert load().port == 4321
+
+
+def test_an_empty_file_is_no_error(file):
+    assert load(file("# nothing yet\n")).port == 8808
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "name", "read"),
+    [
+        ("INFOLD_UPSTREAM", "http://localhost:1/v1/", "upstream", "http://localhost:1/v1"),
+        ("INFOLD_DATA_DIR", "/x/y", "data_dir", Path("/x/y")),
+        ("INFOLD_MAX_BODY_MIB", "3", "max_body_mib", 3),
+        ("INFOLD_EMBEDDER", "http://e#m", "embedder", "http://e#m"),
+    ],
+)
+def test_every_setting_is_also_in_the_environment(monkeypatch, variable, value, name, read):
+    monkeypatch.setenv(variable, value)
+    assert getattr(load(), name) == read
+
+
+def test_nested_settings_are_in_the_environment_too(monkeypatch):
+    monkeypatch.setenv("INFOLD_COMPRESSION__TARGET", "0.4")
+    monkeypatch.setenv("INFOLD_MODELS", '{"m": {"context_window": 4096}}')
+    config = load()
+    assert config.settings.compression.target == 0.4
+    assert config.overrides["m"].context_window == 4096
+
+
+def test_models_and_shares_become_what_the_memory_takes(file):
+    config = load(
+        file(
+            "compression: {target: 0.3, digest_share: 0.5}\nrecall: {max_share: 0.1, floor: 0.2}\n"
+            "models:\n  llama: {context_window: 8192, input_usd_per_million: 1.5, separate_output: true}\n"
+        )
+    )
+    assert (config.settings.compression.digest_share, config.settings.recall.max_share) == (0.5, 0.1)
+    assert config.overrides["llama"].separate_output is True
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot: 1\n", ["unknown setting `prot`", "did you mean `port`"]),
+        ("compression: {tagret: 0.2}\n", ["unknown setting `compression.tagret`", "`target`"]),
+        ("models: {m: {contxt_window: 5}}\n", ["models.m.contxt_window", "`context_window`"]),
+        ("zzzzzz: 1\n", ["unknown setting `zzzzzz`"]),
+        ("port: 70000\n", ["port", "65535", "70000"]),
+        ("port: many\n", ["port", "'many'"]),
+        ("log_level: loud\n", ["log_level", "'loud'"]),
+        ("compression: {target: 0.9}\n", ["compression.target", "0.5", "0.9"]),
+        ("recall: {max_share: -1}\n", ["recall.max_share"]),
+        ("upstream: api.openai.com\n", ["upstream", "http://"]),
+        ("workers: 0\n", ["workers"]),
+        ("- a\n- b\n", ["settings by name"]),
+        ("just text\n", ["settings by name"]),
+        ("a: [\n", ["no YAML"]),
+    ],
+)
+def test_a_wrong_setting_is_told_with_its_name_and_what_it_may_be(file, text, words):
+    with pytest.raises(ConfigError) as caught:
+        load(file(text))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_several_wrong_settings_are_all_told(file):
+    with pytest.raises(ConfigError) as caught:
+        load(file("prot: 1\nport: many\n"))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_file_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="there is no settings file"):
+        load(tmp_path / "missing.yaml")
+
+
+@pytest.mark.parametrize("name", ["database_url", "openai_api_key", "pepper"])
+def test_secrets_in_the_file_are_refused_without_being_shown(file, name):
+    with pytest.raises(ConfigError) as caught:
+        load(file(f"{name}: s3cret-value\n"))
+    assert name in str(caught.value)
+    assert "environment" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_secrets_are_not_shown(monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u:s3cret@h/d")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-s3cret")
+    monkeypatch.setenv("INFOLD_PEPPER", "s3cret-pepper")
+    config = load()
+
+    assert config.database_url is not None
+    assert config.database_url.get_secret_value().endswith("@h/d")
+    assert "s3cret" not in repr(config) + str(config.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "INFOLD_DATABASE_URL"])
+def test_a_database_url_selects_the_users_postgresql_and_an_empty_one_does_not(monkeypatch, variable):
+    monkeypatch.setenv(variable, "postgresql://u@h/d")
+    assert load().database_url is not None
+    monkeypatch.setenv(variable, "")
+    assert load().database_url is None
+
+
+def test_an_empty_key_of_the_operators_is_none(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    assert load().openai_api_key is None
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False), ("10.0.0.1", False)],
+)
+def test_only_a_loopback_listener_is_at_home(host, loopback):
+    assert load(host=host).is_loopback is loopback
+
+
+def test_a_child_process_reads_the_same_settings(file, monkeypatch, tmp_path):
+    monkeypatch.setenv("INFOLD_PEPPER", "pepper")
+    parent = load(
+        file("port: 1001\nmodels: {m: {context_window: 4096}}\ncompression: {target: 0.3}\nrecall: {floor: 0.01}\n"),
+        data_dir=tmp_path / "data",
+    )
+    environment = child_environment(parent, "postgresql://u:p@/d", tmp_path / "embed.sock")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    child = load()
+
+    assert child.supervised
+    assert child.embed_socket == tmp_path / "embed.sock"
+    assert child.database_url is not None
+    assert child.database_url.get_secret_value() == "postgresql://u:p@/d"
+    told = {"supervised", "embed_socket", "database_url"}
+    assert child.model_dump(exclude=told) == parent.model_dump(exclude=told)
+
+
+def test_the_shipped_file_names_every_setting_with_its_default():
+    """`proxy.yaml` at the top of the repository is the reference."""
+    path = Path(__file__).parents[2] / "proxy.yaml"
+    content = yaml.safe_load(path.read_text())
+    config = load(path)
+
+    assert set(Config.model_fields) - {"embed_socket", "supervised", "database_url", "openai_api_key", "pepper"} <= set(
+        content
+    )
+    assert config.settings == Settings()
+    assert (config.port, config.host, config.upstream) == (8808, "127.0.0.1", "https://api.openai.com/v1")
