@@ -34,8 +34,7 @@ class Standing:
         """Of the prompt."""
         if self.frozen is None:
             return self.counted.total
-        size = len(self.counted.line)
-        blocks = sum(block.tokens(size) for block in self.blocks.values())
+        blocks = sum(block.kept_tokens for block in self.blocks.values())  # what fills up goes with the next call
         return self.counted.front + self.late_tokens + self.frozen.tokens + self.new_tokens + blocks
 
     @property
@@ -60,7 +59,9 @@ class Standing:
 
     def allowance(self, max_share: float, spent: int) -> int:
         """Tokens that may still be spent on blocks in this session."""
-        answers = [i for i, message in enumerate(self.counted.line.messages) if message.role == "assistant"]
+        messages = self.counted.line.messages
+        answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
+        answers = answers or [i for i, message in enumerate(messages) if message.role == "user"]
         first = int(max_share * self.budget.window)
         return block_allowance(self.counted.front, self.counted.tokens, answers, first, spent)
 

@@ -40,7 +40,8 @@ log = structlog.get_logger()
 
 THREAD_BYTES = 64 * 1024  # a body with more than this of unknown text is counted in a thread
 FOLDS_BYTES = 16 * 1024 * 1024  # of frozen prompts, and of blocks, that this process remembers
-LOOP_PARTS = 4  # of the room between two rollovers: a block inside a loop has at most one
+PLENTY = 4  # blocks of full size that a session can still afford; with less it spends on the best alone
+LOOP_PARTS = 8  # of the room between two rollovers: a block inside a loop has at most one
 NEW_MESSAGES = 4  # so many at the end may be new without counting as a cold history
 EMBED_FROM = 0.5  # of the trigger: shorter sessions are never embedded
 
@@ -311,12 +312,13 @@ class MemoryManager:
         most = int(self._settings.recall.max_share * budget.window)
         if search.in_loop:  # it stays for the whole loop, so it must not bring the next rollover near
             most = min(most, (budget.trigger - budget.target) // LOOP_PARTS)
-        share = min(most, room, allowance)
+        scarce = allowance < PLENTY * most
+        share = min(most, room, allowance // 2 if scarce else allowance)
         fill = share
         if rolled and (standing.cold or not search.in_loop):
             fill = room if standing.cold else min(room, allowance)
         search = replace(search, similar=await self._similar(caller, search))
-        block = await asyncio.to_thread(reinject, search, share, fill)
+        block = await asyncio.to_thread(reinject, search, share, fill, scarce and not standing.cold)
         paid = block.kept_tokens if standing.cold else max(block.kept_tokens, block.filled_tokens)
         return replace(block, paid_tokens=paid)
 

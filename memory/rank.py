@@ -211,6 +211,7 @@ def select(
     floor: float = 0.0,
     count: Callable[[str], int] | None = None,
     frame: Frame = QUOTED,
+    least_share: float = LEAST_SHARE,
 ) -> tuple[Chosen, ...]:
     """Choose what comes back, in the order of the conversation.
 
@@ -220,10 +221,11 @@ def select(
     Args:
         floor: best score below which nothing is relevant; an unrelated question stays under it.
         count: text to tokens; without it nothing is quoted in part.
+        least_share: messages with less than this share of the best score stay out.
     """
     at = {passage.position: passage for passage in passages}
     best = max((ranked.score for ranked in ranking), default=0.0)
-    least = LEAST_SHARE * best if best > floor else best
+    least = least_share * best if best > floor else best
     relevant = [ranked for ranked in ranking if ranked.score > least]
     dense = sorted(relevant, key=lambda r: -r.score / (at[r.position].tokens + frame.message) ** THRIFT)
     chosen = wholes([ranked.position for ranked in dense], at, budget_tokens, frame)

@@ -17,6 +17,7 @@ from memory.types import Block, Frozen, Quote, Stretch
 
 FRAME = rank.Frame(message=4, run=14)  # what quoting costs beside the text, as `prompts.quote_text` writes it
 QUOTE_TOKENS = FRAME.message + FRAME.run
+BEST = 0.3  # of the best score: what comes back where little may be spent
 ROUNDS = 3  # of choosing
 SMALLEST_ROOM = 64  # tokens; less is not worth another round
 LOOP_CONTEXT = 2  # calls with results that join the query inside a loop
@@ -50,26 +51,27 @@ class Search:
         return self.position < fresh_from(self.line.messages)
 
 
-def reinject(search: Search, share_room: int, fill_room: int) -> Block:
+def reinject(search: Search, share_room: int, fill_room: int, scarce: bool = False) -> Block:
     """The block for the newest user message.
 
     Args:
+        scarce: the session has little left to spend on blocks, so only the best may come back.
         share_room: tokens it may have as long as it stays.
         fill_room: tokens it may have in this one request; at most share_room where filling does not pay.
     """
-    quotes = choose(search, share_room, search.floor)
+    quotes = choose(search, share_room, BEST if scarce else rank.LEAST_SHARE)
     kept, kept_tokens = render(search, quotes)
     if fill_room <= share_room:
         return Block(search.position, len(search.line), kept, kept_tokens, quotes=quotes)
-    more = choose(search, fill_room, 0.0, fills=True)
+    more = choose(search, fill_room, rank.LEAST_SHARE)
     filled, filled_tokens = render(search, more)
     return Block(
         search.position, len(search.line), kept, kept_tokens, filled, filled_tokens, quotes=quotes, filled_quotes=more
     )
 
 
-def choose(search: Search, room: int, floor: float, fills: bool = False) -> tuple[Quote, ...]:
-    """Named messages first, then relevant ones; inside a loop, and to fill what is left, the most recent.
+def choose(search: Search, room: int, least_share: float) -> tuple[Quote, ...]:
+    """Named messages first, then relevant ones; inside a loop the most recent fill what is left.
 
     What quoting costs is estimated from above, so what the block as written leaves is given out once more.
     """
@@ -79,8 +81,8 @@ def choose(search: Search, room: int, floor: float, fills: bool = False) -> tupl
     free = room - frame - cost(quotes)
     for _ in range(ROUNDS):
         known = len(quotes)
-        quotes += relevant(search, left(gone, quotes), free, floor)
-        if fills or search.in_loop:
+        quotes += relevant(search, left(gone, quotes), free, least_share)
+        if search.in_loop:
             quotes += recent(search, left(gone, quotes), free - cost(quotes[known:]))
         quotes = trim(search, tuple(sorted(quotes, key=lambda quote: quote.position)), room)
         free = room - max(render(search, quotes)[1], frame)
@@ -98,10 +100,10 @@ def cost(quotes: Sequence[Quote]) -> int:
     return sum(quote.tokens for quote in quotes)
 
 
-def relevant(search: Search, positions: Sequence[int], room: int, floor: float) -> tuple[Quote, ...]:
+def relevant(search: Search, positions: Sequence[int], room: int, least_share: float) -> tuple[Quote, ...]:
     candidates = [passage(search, i) for i in positions]
     ranking = rank.rank(wanted(search), candidates, search.similar)
-    chosen = rank.select(ranking, candidates, room, floor, search.count, FRAME)
+    chosen = rank.select(ranking, candidates, room, search.floor, search.count, FRAME, least_share)
     scores = {candidate.position: candidate.score for candidate in ranking}
     return tuple(Quote(c.position, c.tokens, scores.get(c.position, 0.0), "relevant", c.start, c.stop) for c in chosen)
 

@@ -133,6 +133,8 @@ class Provider:
         if seen.method == "GET":
             self.asked_models.append(seen)
             return answer(self.models)
+        if self._parser.parse(seen.body) is None:
+            return answer(b'{"error":{"message":"We could not parse that."}}', 400)
         prompt = Prompt(seen, json.loads(seen.body), self.count(seen.body))
         objection = self.objection(prompt)
         if objection is not None:

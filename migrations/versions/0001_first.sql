@@ -137,7 +137,8 @@ begin
 end $$;
 
 -- The node after which a client cut its history. Its request must be the end of a line that we know and of no other:
--- all but its new messages stand there in a row, up to the last answer, at least three with 200 bytes of the user's.
+-- all but its new messages stand there in a row, up to the last answer (which clients alter), at least three with 200
+-- bytes of the user's.
 -- Else the newest message of the session that it names.
 create function infold.find_cut(p_tenant bytea, p_label text, p_digests bytea[], p_roles text[]) returns bytea
 language plpgsql as $$
@@ -154,7 +155,7 @@ begin
         on n.tenant = p_tenant and n.parent = run.node and n.digest = p_digests[run.length + 1]
     ), ends as (
         select distinct run.before from run
-        where run.length >= 3 and run.bytes >= 200 and not ('assistant' = any(p_roles[run.length + 1:]))
+        where run.length >= 3 and run.bytes >= 200 and not ('assistant' = any(p_roles[run.length + 2:]))
         and not exists (
             select from infold.nodes n where n.tenant = p_tenant and n.parent = run.node and n.sent
         )
@@ -182,7 +183,11 @@ begin
     if p_depths[1] >= 0 then
         select n.session into line from infold.nodes n where n.tenant = p_tenant and n.node = p_nodes[1];
         if line is null and p_depths[1] = 0 and (cardinality(p_digests) >= 3 or p_label is not null) then
-            cut := infold.find_cut(p_tenant, p_label, p_digests, p_roles);
+            cut := infold.find_cut(
+                p_tenant, p_label,
+                array(select asked.digest from unnest(p_digests, p_sent) as asked (digest, sent) where asked.sent),
+                array(select asked.role from unnest(p_roles, p_sent) as asked (role, sent) where asked.sent)
+            );
             above := cut;
         end if;
         if line is null and above is not null then

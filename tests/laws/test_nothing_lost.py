@@ -1,11 +1,14 @@
 """Law 5: a turn whose end the client has seen is durable, exactly once; all that was ever said can be read out."""
 
 import asyncio
+import base64
 import json
 import os
+import random
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -18,10 +21,10 @@ from memory.recorder import Asked, Kept, Opening, Recorder
 from memory.spool import Spool
 from memory.store.migrate import migrate
 from tests.conftest import finish, open_pool, own_postgres, run_sql
-from tests.conversations import assistant, body_of, user
+from tests.conversations import assistant, body_of, prose, user
 from tests.faults import murder, until
 from tests.memory.store.test_turns import answers, asked_for
-from tests.proxied import MODEL, proxying
+from tests.proxied import MODEL, Prompt, proxying
 from tests.scripted import End, answer, ask, connected, sse
 
 CHAT = b"/v1/chat/completions"
@@ -125,6 +128,23 @@ async def test_when_spool_and_database_fail_the_turn_is_counted_and_the_client_s
 
         assert (got.status, got.complete) == (200, True)
         assert proxy.metric("infold_turns_total", kept="unrecorded") == 1
+
+
+async def test_every_message_is_stored_whole_before_it_may_leave_the_prompt(proxy, provider, dsn):
+    """Looked at from the provider's side, in the moment in which the shortened prompt arrives."""
+    rng = random.Random(1)
+    messages = [m for _ in range(30) for m in (user(prose(rng, 100)), assistant(prose(rng, 150)))]
+    stored: list[list[str]] = []
+
+    def look(prompt: Prompt) -> dict[str, Any]:
+        stored.append(ThreadPoolExecutor(1).submit(asyncio.run, messages_of(dsn)).result())
+        return assistant("ok")
+
+    provider.reply = look
+    got = await ask(proxy.url, "POST", CHAT, [KEY], body_of([*messages, user("and?")], max_tokens=256))
+
+    assert got.header(b"x-infold-mode") == b"folded"
+    assert set(stored[0]) >= {message["content"] for message in messages}
 
 
 # Killed
@@ -347,7 +367,7 @@ async def test_the_export_of_odd_bodies_is_json_line_by_line(proxy, upstream):
         await ask(proxy.url, "POST", CHAT, [KEY], body)
     kept = [line for line in proxy.export() if line["kind"] == "message" and line["role"] == "raw"]
 
-    assert {bytes.fromhex(line["bytes"]) if "bytes" in line else b"" for line in kept} >= {odd[0], odd[1], odd[2]}
+    assert {base64.b64decode(line["bytes"]) if "bytes" in line else b"" for line in kept} >= {odd[0], odd[1], odd[2]}
     assert len(kept) == len(odd)
 
 
