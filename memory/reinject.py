@@ -17,7 +17,7 @@ from memory.types import Block, Frozen, Quote, Stretch
 
 FRAME = rank.Frame(message=4, run=14)  # what quoting costs beside the text, as `prompts.quote_text` writes it
 QUOTE_TOKENS = FRAME.message + FRAME.run
-BEST = 0.3  # of the best score: what comes back where little may be spent
+BEST = 0.7  # of the best score: what comes back where little may be spent
 ROUNDS = 3  # of choosing
 SMALLEST_ROOM = 64  # tokens; less is not worth another round
 LOOP_CONTEXT = 2  # calls with results that join the query inside a loop
@@ -103,7 +103,8 @@ def cost(quotes: Sequence[Quote]) -> int:
 def relevant(search: Search, positions: Sequence[int], room: int, least_share: float) -> tuple[Quote, ...]:
     candidates = [passage(search, i) for i in positions]
     ranking = rank.rank(wanted(search), candidates, search.similar)
-    chosen = rank.select(ranking, candidates, room, search.floor, search.count, FRAME, least_share)
+    floor = 0.0 if search.in_loop else search.floor  # a loop's query says little in words, and its history is its own
+    chosen = rank.select(ranking, candidates, room, floor, search.count, FRAME, least_share)
     scores = {candidate.position: candidate.score for candidate in ranking}
     return tuple(Quote(c.position, c.tokens, scores.get(c.position, 0.0), "relevant", c.start, c.stop) for c in chosen)
 

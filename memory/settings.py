@@ -12,7 +12,7 @@ class Compression:
 @dataclass(frozen=True, slots=True)
 class Recall:
     max_share: float = 0.5  # share of the window that a re-injected block may have, 0-0.5
-    floor: float = 0.05  # relevance below which nothing comes back, 0-1
+    floor: float = 0.08  # relevance below which nothing comes back, 0-1
 
 
 @dataclass(frozen=True, slots=True)

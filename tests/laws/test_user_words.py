@@ -15,9 +15,15 @@ KINDS = {
     "an id": ("The ticket for the crane is {}.", lambda r: f"OPS-{r.randrange(1_000, 9_999)}"),
     "a path": ("Put the report into {} please.", lambda r: f"/srv/reports/{r.randrange(10**6)}/final.csv"),
     "a number": ("The budget for the pier is {} crowns.", lambda r: f"{r.randrange(10_000, 99_999)}"),
-    "a name": ("Ask {} about the permits.", lambda r: r.choice(["Zdenka Horakova", "Ludvik Novotny", "Irena Svobodova"])),
+    "a name": (
+        "Ask {} about the permits.",
+        lambda r: r.choice(["Zdenka Horakova", "Ludvik Novotny", "Irena Svobodova"]),
+    ),
     "a URL": ("The wiki page is {} as always.", lambda r: f"https://wiki.example/p/{r.randrange(10**6)}"),
-    "a version": ("We are pinned to release {} of the parser.", lambda r: f"{r.randrange(9)}.{r.randrange(30)}.{r.randrange(99)}"),
+    "a version": (
+        "We are pinned to release {} of the parser.",
+        lambda r: f"{r.randrange(9)}.{r.randrange(30)}.{r.randrange(99)}",
+    ),
     "a date": ("The inspection is on {}.", lambda r: f"2031-0{r.randrange(1, 9)}-{r.randrange(10, 28)}"),
     "a negation": ("You must never open the {} valve.", lambda r: r.choice(["purple", "lower", "western"])),
     "a decision": ("We decided to drop the {} variant.", lambda r: r.choice(["walnut", "granite", "bamboo"])),

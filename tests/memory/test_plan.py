@@ -71,7 +71,9 @@ def talks(draw: st.DrawFn) -> list[Json]:
 def test_the_frozen_part_ends_at_the_target_and_the_whole_within_the_limit(messages):
     counted, frozen = rolled(messages)
     bounds = budget_of(counted)
-    user_tokens = max((t for t, m in zip(counted.tokens, counted.line.messages, strict=True) if m.role == "user"), default=0)
+    user_tokens = max(
+        (t for t, m in zip(counted.tokens, counted.line.messages, strict=True) if m.role == "user"), default=0
+    )
 
     assert counted.front + frozen.tokens <= max(bounds.target + SLACK, counted.front + user_tokens + 400)
     assert tokens_of(counted, frozen) <= bounds.limit
@@ -114,7 +116,7 @@ def test_roles_stay_valid_and_pinned_words_their_own(messages):
 
 
 def test_what_is_folded_first_is_what_is_oldest():
-    counted, frozen = rolled(chat(random.Random(1), 40, 80))
+    _counted, frozen = rolled(chat(random.Random(1), 40, 80))
     tail = next(part for part in frozen.parts if part.raw is None)
 
     assert tail.stop == frozen.covers
@@ -195,7 +197,7 @@ def test_old_stretches_shrink_before_new_ones_and_the_oldest_first():
     said = chat(rng, 40, 80)
     frozen = None
     for _ in range(4):
-        counted, frozen = rolled(said, frozen)
+        _counted, frozen = rolled(said, frozen)
         said += [assistant("ok"), *chat(rng, 40, 80)]
     lengths = [len(stretch.text) for stretch in frozen.stretches]
 
@@ -207,7 +209,7 @@ def test_a_merged_line_opens_the_list_of_its_members():
     rng = random.Random(9)
     said, frozen = chat(rng, 40, 80), None
     for _ in range(12):
-        counted, frozen = rolled(said, frozen)
+        _counted, frozen = rolled(said, frozen)
         said += [assistant("ok"), *chat(rng, 40, 80)]
     merged = [stretch for stretch in frozen.stretches if stretch.members]
 
@@ -246,7 +248,11 @@ def test_the_same_case_gives_the_same_frozen_prompt():
 def test_new_results_are_shortened_until_the_prompt_fits_the_largest_first(sizes):
     rng = random.Random(13)
     calls = [(f"c{n}", "{}") for n in range(len(sizes))]
-    messages = [user("read"), calling(*calls), *(result(id, prose(rng, s)) for (id, _), s in zip(calls, sizes, strict=True))]
+    messages = [
+        user("read"),
+        calling(*calls),
+        *(result(id, prose(rng, s)) for (id, _), s in zip(calls, sizes, strict=True)),
+    ]
     counted, frozen = rolled(messages)
     prompt = prompt_of(counted, frozen)
 
@@ -263,7 +269,9 @@ def test_a_shortened_result_keeps_its_other_fields():
     counted, frozen = rolled([user("read"), calling(("c", "{}")), message])
     shortened = prompt_of(counted, frozen)[-1]
 
-    assert {key: shortened[key] for key in message if key != "content"} == {k: v for k, v in message.items() if k != "content"}
+    assert {key: shortened[key] for key in message if key != "content"} == {
+        k: v for k, v in message.items() if k != "content"
+    }
 
 
 @pytest.mark.parametrize(

@@ -296,7 +296,7 @@ FRAMINGS = {
 @pytest.mark.parametrize(("framing", "encoding"), FRAMINGS.values(), ids=FRAMINGS)
 async def test_a_window_learned_from_a_refusal_compacts_the_same_request(unknown, framing, encoding):
     """OpenAI's refusals come packed and chunked to clients that take gzip, as the SDKs do."""
-    provider, upstream, proxy = unknown
+    provider, _upstream, proxy = unknown
 
     def refuse(objection: str, prompt: Prompt) -> Any:
         error = {
@@ -330,7 +330,7 @@ async def test_what_is_refused_twice_is_not_sent_a_third_time(unknown):
 
 
 async def test_a_refusal_about_something_else_is_not_sent_again(unknown):
-    provider, upstream, proxy = unknown
+    _provider, upstream, proxy = unknown
     refusal = b'{"error":{"message":"Rate limit reached for tokens per min","code":"rate_limit_exceeded"}}'
     upstream.script = lambda seen: answer(b'{"data":[]}') if seen.method == "GET" else answer(refusal, 429)
     got = await post(proxy, [*history(), user("and so?")], model="mystery")
