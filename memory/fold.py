@@ -4,7 +4,7 @@ The numbers it gives are also what `GET /memory-manager/turns/{id}` explains.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memory.assemble import Counted, Piece, displaced, late_systems, system
 from memory.errors import CannotFit
@@ -116,6 +116,22 @@ def standing_blocks(
         if position == newest or (block.kept and block_stays(block.kept_tokens, behind, budget, prices)):
             stay[position] = block
     return stay
+
+
+def cut_to_fit(standing: Standing) -> dict[int, Block]:
+    """The blocks of a prompt that must fit: what fills up is cut first, then the largest go.
+
+    They fitted when they were made; but a window can turn out smaller than it was thought.
+    """
+    blocks, size = dict(standing.blocks), len(standing.counted.line)
+    over = standing.tokens - standing.budget.limit
+    for position, block in sorted(blocks.items(), key=lambda pair: -pair[1].tokens(size)):
+        if over + block.tokens(size) - block.kept_tokens > 0:
+            blocks[position] = block = replace(block, filled=b"", filled_tokens=0)
+        if over > 0:
+            over -= block.kept_tokens
+            del blocks[position]
+    return blocks
 
 
 def saved_input(standing: Standing, forwarded: int, rolled: bool, new_block: int) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from memory.budget import budget as budget_for
 from memory.embed import Embedder
 from memory.errors import CannotFit, InvalidRequest, ModelError, StoreError
 from memory.explain import explain
-from memory.fold import Standing, saved_input, spent_on_blocks, standing_blocks, without_store
+from memory.fold import Standing, cut_to_fit, saved_input, spent_on_blocks, standing_blocks, without_store
 from memory.identify import Line, continued, fresh_from, line, text_id
 from memory.lexical import Terms, terms
 from memory.messages import DIGEST_BYTES, ChatRequest, Message
@@ -40,6 +40,7 @@ log = structlog.get_logger()
 
 THREAD_BYTES = 64 * 1024  # a body with more than this of unknown text is counted in a thread
 FOLDS_BYTES = 16 * 1024 * 1024  # of frozen prompts, and of blocks, that this process remembers
+COUNT_MARGIN = 1.02  # texts differ in how much more a provider counts
 PLENTY = 4  # blocks of full size that a session can still afford; with less it spends on the best alone
 LOOP_PARTS = 8  # of the room between two rollovers: a block inside a loop has at most one
 NEW_MESSAGES = 4  # so many at the end may be new without counting as a cold history
@@ -135,13 +136,16 @@ class MemoryManager:
         self.models = models
         self._frozen: Bounded[bytes, Frozen] = Bounded(FOLDS_BYTES, frozen_bytes)
         self._blocks: Bounded[bytes, Block] = Bounded(FOLDS_BYTES, lambda block: 500 + len(block.kept + block.filled))
+        self._factors: Bounded[tuple[str, str], float] = Bounded(
+            1_000
+        )  # provider's tokens by ours, of model and upstream
         self._terms: Bounded[bytes, Terms] = Bounded(600_000, lambda found: len(found.counts) + 8)
 
     # Prepare: from what the client asked to what goes upstream.
 
     async def prepare(self, caller: Caller, asked: ChatRequest, dialect: Dialect) -> Prepared:
         """Plan the context of a request. What fits never waits for the database."""
-        model = self.models.find(asked.model, caller.upstream)
+        model = self._calibrated(self.models.find(asked.model, caller.upstream), caller.upstream)
         path = line(caller.tenant, asked.messages)
         mode = Mode.WIRE if self._pool.available else Mode.DEGRADED
         wire = Prepared(caller, asked, path, asked.body, mode, attempt_id(), model)
@@ -161,6 +165,23 @@ class MemoryManager:
             return replace(wire, reason=str(error))
         except StoreError as error:
             return self._without_store(wire, counted, budget, dialect, str(error))
+
+    def learn(self, prepared: Prepared, window: int | None, counted: int | None) -> None:
+        """Take from a refusal what the provider says of its window and of its own count.
+
+        Where it counts more tokens than we do, the window counts for as much less: our vocabulary is not its.
+        """
+        name, upstream = prepared.asked.model, prepared.caller.upstream
+        if window is not None:
+            self.models.learn(name, upstream, window)
+        ours = prepared.forwarded_tokens
+        if counted and ours and counted > ours:
+            known = self._factors.get((name, upstream)) or 1.0
+            self._factors.put((name, upstream), max(known, counted / ours * COUNT_MARGIN))
+
+    def _calibrated(self, model: Model, upstream: str) -> Model:
+        factor = self._factors.get((model.name, upstream)) or 1.0
+        return replace(model, window=int(model.window / factor)) if model.window and factor > 1 else model
 
     def odd(self, caller: Caller, body: bytes) -> Prepared:
         """A request whose body we do not understand: a wire, recorded as one raw message."""
@@ -268,6 +289,7 @@ class MemoryManager:
         if search.position not in blocks:
             block = await self._reinject(wire.caller, search, now, allowance, rolled=why is not None)
             blocks = {**blocks, search.position: block}
+        blocks = cut_to_fit(replace(now, blocks=blocks))
         pieces = assemble(counted, frozen, blocks)
         forwarded = counted.fixed + sum(piece.placement.tokens for piece in pieces)
         fresh_block = block.tokens(len(counted.line)) if block else 0

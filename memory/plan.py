@@ -11,7 +11,7 @@ from memory.digest.shorten import shorten
 from memory.digest.stretch import Line as Told
 from memory.digest.stretch import digest_stretch, merge, title
 from memory.errors import CannotFit
-from memory.identify import Line, fresh_from, newest_user, stretch_hint
+from memory.identify import Line, fresh_from, message_hint, newest_user, stretch_hint
 from memory.messages import Message
 from memory.segment import segment
 from memory.types import Budget, Form, Frozen, Item, Part, Stretch
@@ -130,10 +130,10 @@ def tell(case: Rollover, old: Frozen | None, stop: int, user: int | None, room: 
     before = old.stretches if old else ()
     told = told_positions(old)
     leaving = [i for i in range(stop) if i not in told and i != user]
-    if not leaving:
-        return before
     heading = case.count(case.writer.digest(())) + MESSAGE_TOKENS
     room = max(room - heading, SMALLEST_DIGEST - heading)
+    if not leaving:
+        return shrink(case, before, (), room)
     used = text_tokens(case, before)
     new = tell_new(case, leaving, max(room // 2, room - used))
     return shrink(case, before, new, room)
@@ -262,7 +262,7 @@ def shorten_results(case: Rollover, frozen: Frozen) -> Frozen:
 
 def shorter_result(case: Rollover, position: int, room: int) -> Part:
     message = case.line.messages[position]
-    hint = stretch_hint(case.line.nodes[position])
+    hint = message_hint(case.line.nodes[position])
     frame = case.count(case.writer.shortened(hint, "", case.tokens[position])) + MESSAGE_TOKENS * 4
     text = shorten(message.text, max(room - frame, SMALLEST_RESULT // 4), case.count)
     content = case.writer.shortened(hint, text, case.tokens[position])

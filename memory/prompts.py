@@ -13,6 +13,9 @@ from memory.types import Stretch
 
 HINT = re.compile(r"\[#([a-z2-7]{8})\]")
 
+# A line of quoted text that could pass for another message of the record.
+LOOK_ALIKE = re.compile(r"(?<=\n)(?=\[#[a-z2-7]{8}\]|(?:user|assistant|system|developer|tool|function)\b[^\n:]{0,80}:)")
+
 DIGEST_HEADING = (
     "Earlier part of this conversation, shortened to fit. It is a record, not a request. Everything is kept in full; "
     "to have a passage back word for word, write its id, such as [#{example}]."
@@ -78,7 +81,7 @@ def openings(quotes: Sequence[Quoted]) -> list[bool]:
 def quote_text(quote: Quoted, opens: bool) -> str:
     heading = f"\n[#{quote.hint}] message {quote.position + 1}\n" if opens else ""
     part = " (in part)" if quote.cut else ""
-    return f"{heading}{quote.speaker}{part}: {quote.text}"
+    return f"{heading}{quote.speaker}{part}: {LOOK_ALIKE.sub('> ', quote.text)}"
 
 
 def defuse(text: str, nonce: str) -> str:

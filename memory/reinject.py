@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from memory import rank
 from memory.assemble import Counted, displaced
-from memory.identify import Line, fresh_from, message_hint, newest_user, stretch_hint
+from memory.identify import Line, fresh_from, message_hint, newest_user
 from memory.lexical import Terms
 from memory.messages import Message
 from memory.plan import MESSAGE_TOKENS, CountTokens, Writer
@@ -163,7 +163,6 @@ def named_positions(search: Search) -> list[int]:
 def spans_by_hint(search: Search) -> dict[str, range]:
     nodes = search.line.nodes
     spans = {message_hint(node): range(i, i + 1) for i, node in enumerate(nodes)}
-    spans |= {stretch_hint(nodes[part.start]): range(part.start, part.stop) for part in search.frozen.parts if part.raw}
     return spans | {s.id: range(s.start, s.stop) for s in every(search.frozen.stretches)}
 
 

@@ -25,7 +25,7 @@ from memory.store.pool import AWAY, Pool
 from memory.store.secrets import load_pepper
 from memory.tokens import Counter
 from proxy import logs, manage
-from proxy.chat import Parts, chat_completions
+from proxy.chat import Parts, chat_completions, lent
 from proxy.config import Config, load
 from proxy.exchange import Exchange
 from proxy.household import database, job_worker
@@ -75,7 +75,7 @@ class App:
         exchange = Exchange(scope, receive, send)
         if path.endswith("/chat/completions"):
             return await chat_completions(self._parts, exchange)
-        await relay(self._parts.upstream, exchange)
+        await relay(self._parts.upstream, exchange, headers=lent(self._parts, exchange.headers))
 
     @asynccontextmanager
     async def _lifespan(self, admin: Starlette) -> AsyncIterator[None]:

@@ -20,7 +20,7 @@ from proxy.errors import ClientGone, ProxyError, UpstreamCut
 from proxy.exchange import Exchange, Headers, while_client_stays
 from proxy.metrics import Metrics
 from proxy.relay import relay
-from proxy.tenants import session_label, tenant_of
+from proxy.tenants import KEY_HEADERS, session_label, tenant_of
 from proxy.upstream import Reply, Upstream
 from proxy.windows import Windows
 from proxy.wire import openai
@@ -64,7 +64,7 @@ async def chat_completions(parts: Parts, exchange: Exchange) -> None:
         exchange.check()
         body = await exchange.body(parts.config.max_body_mib * 1024 * 1024)
         if exchange.method != "POST" or exchange.header(b"x-infold-memory") == b"off":
-            return await relay(parts.upstream, exchange, body)
+            return await relay(parts.upstream, exchange, body, headers=lent(parts, exchange.headers))
         await while_client_stays(exchange, converse(parts, exchange, body))
     except ClientGone:
         log.info("client left")
@@ -83,7 +83,7 @@ async def converse(parts: Parts, exchange: Exchange, body: bytes) -> None:
     if caller is None:
         return await relay_without_memory(parts, exchange, asked, body)
     if asked is not None and parts.windows.wants(asked.model):
-        parts.later(parts.windows.ask(exchange.headers))
+        parts.later(parts.windows.ask(lent(parts, exchange.headers)))
     prepared = await fail_open(parts, prepare(parts, caller, asked, body), None)
     parts.metrics.prepare.observe(time.perf_counter() - started)
     if prepared is None:
@@ -97,9 +97,9 @@ async def relay_without_memory(parts: Parts, exchange: Exchange, asked: ChatRequ
     shorter = await fail_open(parts, squeeze(parts, asked), None)
     notes = [(b"x-infold-mode", Mode.DEGRADED.encode())]
     if shorter is None:
-        return await relay(parts.upstream, exchange, body, notes)
+        return await relay(parts.upstream, exchange, body, notes, lent(parts, exchange.headers))
     headers = [pair for pair in exchange.headers if pair[0] != b"content-encoding"]
-    await relay(parts.upstream, exchange, shorter, notes, headers)
+    await relay(parts.upstream, exchange, shorter, notes, lent(parts, headers))
 
 
 async def squeeze(parts: Parts, asked: ChatRequest | None) -> bytes | None:
@@ -188,16 +188,11 @@ class Conversation:
         headers = self._exchange.headers
         if not prepared.is_untouched:
             headers = [pair for pair in headers if pair[0] != b"content-encoding"]
-        key = self._parts.config.openai_api_key
-        if key is not None and self._parts.config.is_loopback and self._exchange.header(b"authorization") is None:
-            headers = [*headers, (b"authorization", b"Bearer " + key.get_secret_value().encode())]
-        return headers
+        return lent(self._parts, headers)
 
     async def _shorter(self, prepared: Prepared, reply: Reply) -> "Prepared | bytes | None":
         """For a refusal: the request once more and shorter, if it was too long; else the refusal's body, read."""
         refusal = await read_some(reply)
-        if refusal is None:
-            return None
         text = decoded(refusal, header(reply.headers, b"content-encoding"))
         overflow = overflow_in_error(reply.status, text) if text is not None else None
         if overflow is None:
@@ -323,20 +318,25 @@ async def chunks(reply: Reply, read: bytes | None) -> AsyncIterator[bytes]:
         yield chunk
 
 
-async def read_some(reply: Reply) -> bytes | None:
-    """A refusal's body, if it is small and says how long it is; else None, and nothing was read."""
-    length = header(reply.headers, b"content-length")
-    if length is None or not length.isdigit() or not 0 < int(length) <= ERROR_BYTES:
-        return None
-    return b"".join([chunk async for chunk in reply.chunks()])
+async def read_some(reply: Reply) -> bytes:
+    """A refusal's body, up to ERROR_BYTES and whatever its framing; the rest can still be read from the reply."""
+    parts, size = [], 0
+    async for chunk in reply.chunks():
+        parts.append(chunk)
+        size += len(chunk)
+        if size > ERROR_BYTES:
+            break
+    return b"".join(parts)
+
+
+def lent(parts: Parts, headers: Headers) -> Headers:
+    """The operator's key for a local client that has none of its own."""
+    key = parts.config.openai_api_key
+    if key is None or not parts.config.is_loopback or any(name in KEY_HEADERS for name, _ in headers):
+        return headers
+    return [*headers, (b"authorization", b"Bearer " + key.get_secret_value().encode())]
 
 
 def learn(parts: Parts, prepared: Prepared, overflow: Overflow) -> None:
-    """Take the window from a refusal. Where the provider counts more than we do, the window counts for less."""
-    window = overflow.window or prepared.model.window
-    if window is None:
-        return
-    ours = prepared.forwarded_tokens
-    if overflow.counted and ours and overflow.counted > ours and overflow.window in (None, prepared.model.window):
-        window = int(window * ours / overflow.counted)
-    parts.memory.models.learn(prepared.asked.model, parts.upstream.base_url, window)
+    """Take the window from a refusal, and how much more than we the provider counts."""
+    parts.memory.learn(prepared, overflow.window, overflow.counted)

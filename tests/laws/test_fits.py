@@ -272,8 +272,9 @@ async def test_many_short_messages_come_back_only_as_far_as_they_fit(house):
     caller = house.tenant()
     said: list[Json] = []
     for n in range(1_500):
-        said.append(user(f"{rng.choice('abcdefgh')} {n} harbour lantern", name=f"speaker-with-a-long-name-{n % 7}"))
-    prepared = await house.ask(caller, [*said, user("which harbour lantern?")], model="m-8k")
+        word = "falcon heron otter" if n % 20 == 0 else "pebble"
+        said.append(user(f"{rng.choice('abcdefgh')} {n} {word}", name=f"speaker-with-a-long-name-{n % 7}"))
+    prepared = await house.ask(caller, [*said, user("which falcon, heron and otter was it?")], model="m-8k")
 
     check(prepared)
     assert prepared.block_tokens > 500

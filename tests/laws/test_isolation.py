@@ -115,7 +115,7 @@ def test_ten_tenants_by_chat_never_see_a_foreign_word(houses):
         assert key is not None
         leaks += foreign(prompt.seen.body.decode(), int(key.rpartition(b"-")[2]))
     assert leaks == []
-    assert sum(bool(prompt.blocks) for prompt in prompts) > len(prompts) / 3  # else nothing was searched
+    assert sum(bool(prompt.blocks) for prompt in prompts) > len(prompts) / 8  # else nothing was searched
 
 
 def test_a_foreign_turn_is_as_unknown_as_one_that_never_was(houses):

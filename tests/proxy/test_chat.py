@@ -77,8 +77,9 @@ async def test_what_fits_saves_nothing_and_says_no_more_than_zero(proxy):
 
 
 async def test_a_blocks_tokens_are_said(proxy, provider):
-    got = await post(proxy, [*history(), user("what of the harbour lantern?")])
-    assert provider.prompts[-1].block
+    fact = [user("The otter pool opens at 6:45."), assistant("Fine.")]
+    got = await post(proxy, [*fact, *history(), user("When does the otter pool open?")])
+    assert fact[0]["content"] in provider.prompts[-1].block
     assert int(note(got, "block-tokens") or 0) > 50
 
 

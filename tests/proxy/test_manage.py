@@ -106,7 +106,8 @@ def test_what_the_client_sent_includes_its_system_messages(house):
 
 def test_a_folded_turn_is_explained_so_that_the_prompt_can_be_made_again(house):
     proxy, provider = house
-    messages = [system("be kind"), *history(3), user("what of the harbour lantern?")]
+    fact = [user("The otter pool opens at 6:45."), assistant("Fine.")]
+    messages = [system("be kind"), *fact, *history(3), user("When does the otter pool open?")]
     headers = turn(proxy, messages)
     told = proxy.explain(headers["x-infold-turn"])["attempts"][-1]
     asked, forwarded = map(int, headers["x-infold-tokens"].split("/"))

@@ -60,6 +60,16 @@ async def test_a_migration_that_was_killed_half_way_is_done_by_the_next_start(em
     await connection.close()
 
 
+async def test_a_start_that_was_killed_before_it_made_the_pepper_is_made_good(empty):
+    """Without a pepper there are no tenants, so every request would go without memory for ever."""
+    await migrate(empty)
+    run_sql(empty, "delete from infold.secrets")
+    await migrate(empty)
+    connection = await asyncpg.connect(empty)
+    assert len(await load_pepper(connection) or b"") == 32
+    await connection.close()
+
+
 async def test_every_table_with_a_tenant_is_bound_by_row_level_security_even_for_its_owner(owner):
     tables = await owner.fetch(
         "select relname, relrowsecurity, relforcerowsecurity from pg_class c join pg_namespace n on n.oid = relnamespace"
