@@ -13,7 +13,7 @@ LOCK = 0x1F01D  # any number of ours: replicas that start together queue here
 OWNER_SQL = """\
 create schema if not exists infold authorization "{login}";
 create extension if not exists vector schema public;
-create role infold_app nologin nosuperuser nobypassrls;  -- if it is not there yet
+do $$ begin create role infold_app nologin nosuperuser nobypassrls; exception when duplicate_object then null; end $$;
 grant infold_app to "{login}";
 """
 
@@ -52,7 +52,8 @@ async def migrate(dsn: str) -> None:
         if await current(connection) != head():
             await prepare_owner(connection)
             await upgrade(dsn)
-            await make_pepper(connection)
+        if not await connection.fetchval("select exists (select from infold.secrets where name = 'pepper')"):
+            await make_pepper(connection)  # also after a start that was killed in between
         await check_role(connection)
     finally:
         await connection.close()
