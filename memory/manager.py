@@ -41,6 +41,7 @@ log = structlog.get_logger()
 THREAD_BYTES = 64 * 1024  # a body with more than this of unknown text is counted in a thread
 FOLDS_BYTES = 16 * 1024 * 1024  # of frozen prompts, and of blocks, that this process remembers
 COUNT_MARGIN = 1.02  # texts differ in how much more a provider counts
+MOST_FACTOR = 2.0  # no vocabulary of today needs more tokens than that
 PLENTY = 4  # blocks of full size that a session can still afford; with less it spends on the best alone
 LOOP_PARTS = 8  # of the room between two rollovers: a block inside a loop has at most one
 NEW_MESSAGES = 4  # so many at the end may be new without counting as a cold history
@@ -175,9 +176,10 @@ class MemoryManager:
         if window is not None:
             self.models.learn(name, upstream, window)
         ours = prepared.forwarded_tokens
-        if counted and ours and counted > ours:
+        guessed = any(message.media for message in prepared.asked.messages)  # pictures say nothing of a vocabulary
+        if counted and ours and counted > ours and not guessed:
             known = self._factors.get((name, upstream)) or 1.0
-            self._factors.put((name, upstream), max(known, counted / ours * COUNT_MARGIN))
+            self._factors.put((name, upstream), max(known, min(counted / ours * COUNT_MARGIN, MOST_FACTOR)))
 
     def _calibrated(self, model: Model, upstream: str) -> Model:
         factor = self._factors.get((model.name, upstream)) or 1.0
@@ -340,7 +342,8 @@ class MemoryManager:
         if rolled and (standing.cold or not search.in_loop):
             fill = room if standing.cold else min(room, allowance)
         search = replace(search, similar=await self._similar(caller, search))
-        block = await asyncio.to_thread(reinject, search, share, fill, scarce and not standing.cold)
+        thrifty = scarce and not standing.cold
+        block = await asyncio.to_thread(reinject, search, share, fill, thrifty, standing.cold)
         paid = block.kept_tokens if standing.cold else max(block.kept_tokens, block.filled_tokens)
         return replace(block, paid_tokens=paid)
 

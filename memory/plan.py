@@ -80,7 +80,7 @@ def freeze(case: Rollover, old: Frozen | None, room: int) -> Frozen:
     digest_room = max(SMALLEST_DIGEST, int(room * case.digest_share))
     start = tail_start(case, room - digest_room)
     tail = sum(case.tokens[i] for i in range(start, case.fresh) if i != user)
-    digest_room = max(digest_room, room - tail)  # what the tail could not use, because its next item is too large
+    digest_room = max(digest_room, (room - tail) // 2)  # of what the tail leaves because its next item is too large
     kept = (
         () if user is None or user >= start else (Part(user, user + 1, case.tokens[user], why="newest user message"),)
     )

@@ -51,11 +51,12 @@ class Search:
         return self.position < fresh_from(self.line.messages)
 
 
-def reinject(search: Search, share_room: int, fill_room: int, scarce: bool = False) -> Block:
+def reinject(search: Search, share_room: int, fill_room: int, scarce: bool = False, cold: bool = False) -> Block:
     """The block for the newest user message.
 
     Args:
         scarce: the session has little left to spend on blocks, so only the best may come back.
+        cold: the provider has forgotten the prompt, so filling up costs no more than the client's own would have.
         share_room: tokens it may have as long as it stays.
         fill_room: tokens it may have in this one request; at most share_room where filling does not pay.
     """
@@ -63,15 +64,15 @@ def reinject(search: Search, share_room: int, fill_room: int, scarce: bool = Fal
     kept, kept_tokens = render(search, quotes)
     if fill_room <= share_room:
         return Block(search.position, len(search.line), kept, kept_tokens, quotes=quotes)
-    more = choose(search, fill_room, rank.LEAST_SHARE)
+    more = choose(search, fill_room, rank.LEAST_SHARE, fills=cold)
     filled, filled_tokens = render(search, more)
     return Block(
         search.position, len(search.line), kept, kept_tokens, filled, filled_tokens, quotes=quotes, filled_quotes=more
     )
 
 
-def choose(search: Search, room: int, least_share: float) -> tuple[Quote, ...]:
-    """Named messages first, then relevant ones; inside a loop the most recent fill what is left.
+def choose(search: Search, room: int, least_share: float, fills: bool = False) -> tuple[Quote, ...]:
+    """Named messages first, then relevant ones; inside a loop, and to fill up, the most recent too.
 
     What quoting costs is estimated from above, so what the block as written leaves is given out once more.
     """
@@ -82,7 +83,7 @@ def choose(search: Search, room: int, least_share: float) -> tuple[Quote, ...]:
     for _ in range(ROUNDS):
         known = len(quotes)
         quotes += relevant(search, left(gone, quotes), free, least_share)
-        if search.in_loop:
+        if search.in_loop or (fills and quotes):  # nothing relevant brings nothing, however much room there is
             quotes += recent(search, left(gone, quotes), free - cost(quotes[known:]))
         quotes = trim(search, tuple(sorted(quotes, key=lambda quote: quote.position)), room)
         free = room - max(render(search, quotes)[1], frame)

@@ -21,7 +21,7 @@ from memory.recorder import Asked, Kept, Opening, Recorder
 from memory.spool import Spool
 from memory.store.migrate import migrate
 from tests.conftest import finish, open_pool, own_postgres, run_sql
-from tests.conversations import assistant, body_of, prose, user
+from tests.conversations import assistant, body_of, calling, prose, result, user
 from tests.faults import murder, until
 from tests.memory.store.test_turns import answers, asked_for
 from tests.proxied import MODEL, Prompt, proxying
@@ -145,6 +145,27 @@ async def test_every_message_is_stored_whole_before_it_may_leave_the_prompt(prox
 
     assert got.header(b"x-infold-mode") == b"folded"
     assert set(stored[0]) >= {message["content"] for message in messages}
+
+
+async def test_a_result_that_is_shortened_on_arrival_is_stored_whole_before(proxy, provider, dsn):
+    """On a line that is known: only this request's own messages are new, and one of them leaves at once."""
+    rng = random.Random(2)
+    messages = [user("read it")]
+    await ask(proxy.url, "POST", CHAT, [KEY], body_of(messages))
+    large = prose(rng, 9_000)
+    stored: list[str] = []
+
+    def look(prompt: Prompt) -> dict[str, Any]:
+        stored.extend(ThreadPoolExecutor(1).submit(asyncio.run, messages_of(dsn)).result())
+        return assistant("ok")
+
+    provider.reply = look
+    messages += [calling(("c", "{}")), result("c", large)]
+    got = await ask(proxy.url, "POST", CHAT, [KEY], body_of(messages, max_tokens=256))
+
+    assert got.header(b"x-infold-mode") == b"folded"
+    assert large not in provider.prompts[-1]
+    assert large in stored
 
 
 # Killed
