@@ -62,11 +62,6 @@ def stretch_text(stretch: Stretch) -> str:
     return f"{line}\n{stretch.text}" if stretch.text else line
 
 
-def member_list(stretch: Stretch) -> str:
-    """What a merged line opens."""
-    return "\n".join(stretch_text(member) for member in stretch.members)
-
-
 def block_text(nonce: str, quotes: Sequence[Quoted]) -> str:
     """Quotes in the order of the conversation; neighbours share a heading, because headings cost tokens."""
     told = "\n".join(quote_text(quote, opens) for quote, opens in zip(quotes, openings(quotes), strict=True))
