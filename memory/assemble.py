@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from memory.identify import Line, newest_user
+from memory.identify import Line
 from memory.messages import ChatRequest, Message, first_turn
 from memory.types import Block, Form, Frozen, Part, Placement
 
@@ -109,8 +109,3 @@ def displaced(frozen: Frozen) -> tuple[int, ...]:
     """Positions whose full text stands no longer in the prompt."""
     kept = {i for part in kept_parts(frozen) for i in range(part.start, part.stop)}
     return tuple(i for i in range(frozen.covers) if i not in kept)
-
-
-def newest_user_or_tip(line: Line) -> int:
-    user = newest_user(line.messages)
-    return len(line) - 1 if user is None else user
