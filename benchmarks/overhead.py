@@ -354,15 +354,20 @@ async def settle(bench: Bench) -> None:
 def measure(bench: Bench) -> None:
     memory(bench, "idle")
     asyncio.run(prepare(bench))
-    steps: list[Callable[[], Any]] = [lambda: latencies(bench)]
     dsn = database(bench.infold) if bench.infold else None
-    steps += [lambda: end_of_answer(bench, dsn), lambda: throughput(bench), lambda: stall(bench)]
-    steps += [lambda: million_tokens(bench)]
+    steps: dict[str, Callable[[], Any]] = {
+        "latencies": lambda: latencies(bench),
+        "end": lambda: end_of_answer(bench, dsn),
+        "throughput": lambda: throughput(bench),
+        "stall": lambda: stall(bench),
+        "memory": lambda: million_tokens(bench),
+    }
+    chosen = [step for name, step in steps.items() if name in bench.given.steps.split(",")]
     with common.progress() as bar:
-        task = bar.add_task("measuring", total=len(steps))
-        for step in steps:
+        task = bar.add_task("measuring", total=len(chosen))
+        for step in chosen:
             step()
-            if bench.infold:
+            if bench.infold and step is not chosen[-1]:
                 asyncio.run(settle(bench))
             bar.advance(task)
     memory(bench, "after")

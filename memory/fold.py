@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from memory.assemble import Counted, Piece, displaced, late_systems, system
 from memory.errors import CannotFit
-from memory.identify import fresh_from, newest_user
+from memory.identify import Line, fresh_from, newest_user
 from memory.messages import first_turn
 from memory.prices import block_allowance, block_stays, input_cost, rollover_pays
 from memory.prompts import HELD_BACK
@@ -16,6 +16,7 @@ from memory.segment import segment
 from memory.types import Block, Budget, Form, Frozen, Placement, Prices
 
 HELD_BACK_TOKENS = 40
+FIRST_TOKENS, FIRST_WINDOWS = 16_384, 2  # that a session may spend on blocks before it has earned any, the less
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,12 @@ class Standing:
     def turns(self) -> int:
         return sum(message.role == "assistant" for message in self.counted.line.messages)
 
-    def allowance(self, max_share: float, spent: int) -> int:
+    def allowance(self, spent: int) -> int:
         """Tokens that may still be spent on blocks in this session."""
         messages = self.counted.line.messages
         answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
         answers = answers or [i for i, message in enumerate(messages) if message.role == "user"]
-        first = int(max_share * self.budget.window)
+        first = min(FIRST_TOKENS, FIRST_WINDOWS * self.budget.window)
         return block_allowance(self.counted.front, self.counted.tokens, answers, first, spent)
 
     @property
@@ -89,6 +90,12 @@ def spent_on_blocks(frozen: Frozen | None, blocks: Iterable[Block]) -> int:
         return 0
     since = {block.asked: block.paid_tokens for block in blocks if block.asked >= frozen.asked}
     return frozen.spent + sum(since.values())
+
+
+def hides_newest_user(line: Line, frozen: Frozen) -> bool:
+    """Was this prompt frozen on a fork on which the user had said more, so that it folded what is the newest here?"""
+    user = newest_user(line.messages)
+    return user is not None and not frozen.cut and user in displaced(frozen)
 
 
 def standing_blocks(

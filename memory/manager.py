@@ -19,7 +19,15 @@ from memory.budget import budget as budget_for
 from memory.embed import Embedder
 from memory.errors import CannotFit, InvalidRequest, ModelError, StoreError
 from memory.explain import explain
-from memory.fold import Standing, cut_to_fit, saved_input, spent_on_blocks, standing_blocks, without_store
+from memory.fold import (
+    Standing,
+    cut_to_fit,
+    hides_newest_user,
+    saved_input,
+    spent_on_blocks,
+    standing_blocks,
+    without_store,
+)
 from memory.identify import Line, continued, fresh_from, line, text_id
 from memory.lexical import Terms, terms
 from memory.messages import DIGEST_BYTES, ChatRequest, Message
@@ -42,8 +50,12 @@ THREAD_BYTES = 64 * 1024  # a body with more than this of unknown text is counte
 FOLDS_BYTES = 16 * 1024 * 1024  # of frozen prompts, and of blocks, that this process remembers
 COUNT_MARGIN = 1.02  # texts differ in how much more a provider counts
 MOST_FACTOR = 2.0  # no vocabulary of today needs more tokens than that
-PLENTY = 4  # blocks of full size that a session can still afford; with less it spends on the best alone
+PLENTY = 2  # blocks of full size that a session can still afford; with less it spends on the best alone
 LOOP_PARTS = 8  # of the room between two rollovers: a block inside a loop has at most one
+LOOP_TOKENS = (
+    2_048  # where windows are small it may have as many in its first request, and later if rollovers stay rare
+)
+ROLLOVERS = 1.3  # times what the client's new messages alone would cause, at most
 NEW_MESSAGES = 4  # so many at the end may be new without counting as a cold history
 EMBED_FROM = 0.5  # of the trigger: shorter sessions are never embedded
 
@@ -248,7 +260,7 @@ class MemoryManager:
             frozen = replace(frozen, spent=spent_on_blocks(state.frozen, state.blocks))
             blocks = {}
         now = replace(standing, frozen=frozen, blocks=blocks)
-        allowance = now.allowance(self._settings.recall.max_share, spent_on_blocks(state.frozen, state.blocks))
+        allowance = now.allowance(spent_on_blocks(state.frozen, state.blocks))
         return await self._assemble(wire, standing, now, allowance, why, dialect, away)
 
     async def _with_cut_history(self, wire: Prepared, counted: Counted, tip: bytes, dialect: Dialect) -> Counted:
@@ -333,12 +345,15 @@ class MemoryManager:
         """
         budget = standing.budget
         room = max(budget.limit - standing.tokens, 0)
-        most = int(self._settings.recall.max_share * budget.window)
+        once = most = int(self._settings.recall.max_share * budget.window)
         if search.in_loop:  # it stays for the whole loop, so it must not bring the next rollover near
-            most = min(most, (budget.trigger - budget.target) // LOOP_PARTS)
+            between = budget.trigger - budget.target
+            spare = budget.limit - budget.target - int(between / ROLLOVERS)
+            most = min(most, max(between // LOOP_PARTS, min(LOOP_TOKENS, spare)))
+            once = max(most, min(once, LOOP_TOKENS))
         scarce = allowance < PLENTY * most
         share = min(most, room, allowance // 2 if scarce else allowance)
-        fill = share
+        fill = share if scarce else max(share, min(once, room, allowance))
         if rolled and (standing.cold or not search.in_loop):
             fill = room if standing.cold else min(room, allowance)
         search = replace(search, similar=await self._similar(caller, search))
@@ -396,7 +411,8 @@ class MemoryManager:
 
         Where this process has stored the line's newest answer and holds its frozen prompt, it knows as much.
         """
-        frozen = next((found for node in reversed(path.nodes) if (found := self._frozen.get(node))), None)
+        held = (found for node in reversed(path.nodes) if (found := self._frozen.get(node)))
+        frozen = next((found for found in held if not hides_newest_user(path, found)), None)
         blocks = tuple(block for node in path.nodes if (block := self._blocks.get(node)))
         age = self._recorder.age(path)
         if frozen and frozen.cut:
@@ -409,6 +425,8 @@ class MemoryManager:
                 state = await find_line(connection, caller.tenant, path.nodes)
         except StoreError as error:
             state, away = LineState(age_seconds=0), str(error)
+        if state.frozen and hides_newest_user(path, state.frozen):
+            state = msgspec.structs.replace(state, frozen=None)
         if frozen and (state.frozen is None or frozen.covers > state.frozen.covers):
             state = msgspec.structs.replace(state, frozen=frozen)
         return msgspec.structs.replace(state, blocks=(*state.blocks, *blocks)), away

@@ -20,6 +20,7 @@ QUOTE_TOKENS = FRAME.message + FRAME.run
 BEST = 0.7  # of the best score: what comes back where little may be spent
 ROUNDS = 3  # of choosing
 SMALLEST_ROOM = 64  # tokens; less is not worth another round
+SAID_BEFORE = 2  # messages that join an agent's query outside a loop
 LOOP_CONTEXT = 2  # calls with results that join the query inside a loop
 
 
@@ -49,6 +50,11 @@ class Search:
     @property
     def in_loop(self) -> bool:
         return self.position < fresh_from(self.line.messages)
+
+    @property
+    def acts(self) -> bool:
+        """Is it an agent's line? Then "yes, please" means what was said before, and all of the line is its own."""
+        return any(message.calls for message in self.line.messages)
 
 
 def reinject(search: Search, share_room: int, fill_room: int, scarce: bool = False, cold: bool = False) -> Block:
@@ -126,7 +132,8 @@ def wanted(search: Search) -> rank.Query:
     messages = search.line.messages
     newest = messages[search.position].text
     if not search.in_loop:
-        return rank.query(newest)
+        before = messages[: search.position][-SAID_BEFORE:] if search.acts else ()
+        return rank.query(newest, [spoken(message) for message in before])
     calls = [i for i, message in enumerate(messages) if message.calls and i > search.position]
     begin = calls[-LOOP_CONTEXT] if len(calls) >= LOOP_CONTEXT else search.position + 1
     return rank.query(newest, [spoken(message) for message in messages[begin:]])

@@ -377,7 +377,8 @@ begin
         insert into infold.folds (tenant, node, kind, depth, data)
             select p_tenant, node, kind, depth, data
             from unnest(p_fold_nodes, p_fold_kinds, p_fold_depths, p_folds) as new (node, kind, depth, data)
-            on conflict do nothing;
+            on conflict (tenant, node, kind) do update set depth = excluded.depth, data = excluded.data
+            where excluded.kind = 'frozen';  -- made anew on a fork that could not use it; a block stays as it was
     end if;
     if cardinality(p_jobs) > 0 then  -- the queue wakes its workers for every statement, also for one without rows
         insert into infold.pgqueuer (priority, entrypoint, payload, status, dedupe_key)

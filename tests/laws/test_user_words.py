@@ -91,3 +91,22 @@ def test_in_a_long_loop_the_task_keeps_its_words(dsn, tmp_path):
     for step in range(60):
         loop += [calling((f"c{step}", "{}")), result(f"c{step}", prose(rng, 120))]
     assert task in converse([system("be an agent"), *loop], dsn, tmp_path)
+
+
+def test_a_fork_back_into_a_loop_keeps_the_loops_user_message(dsn, tmp_path):
+    """What was frozen while the user had said more folds the message before; going back, that one is the newest."""
+    rng = random.Random(6)
+    task = user("The task:\n" + prose(rng, 40))
+    loop = [system("be an agent"), user(prose(rng, 60)), assistant(prose(rng, 60)), task]
+    for step in range(40):
+        loop += [calling((f"c{step}", "{}")), result(f"c{step}", prose(rng, 150))]
+    further = [calling(("further", "{}")), result("further", prose(rng, 20))]
+    provider = Provider()
+    with provider.serving() as upstream, proxying(upstream.url, dsn, tmp_path) as proxy, proxy.client() as client:
+        for messages in ([*loop, user("Stop for a moment.")], loop, [*loop, *further]):
+            client.chat.completions.create(model=MODEL, messages=messages, max_tokens=RESERVE)  # type: ignore[arg-type]
+    stopped, back, on = provider.prompts
+
+    assert task not in stopped.messages
+    assert task in back.messages
+    assert on.without_blocks[: len(back.without_blocks)] == back.without_blocks
