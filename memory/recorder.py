@@ -31,6 +31,7 @@ from memory.store.turns import (
     save_nodes,
     unpack_turn,
 )
+from memory.store.writer import TurnWriter
 from memory.types import Usage
 
 log = structlog.get_logger()
@@ -98,6 +99,7 @@ class Opening:
 class Recorder:
     def __init__(self, pool: Pool, spool: Spool) -> None:
         self._pool = pool
+        self._writer = TurnWriter(pool)
         self._spool = spool
         self._stored: Bounded[bytes, float] = Bounded(STORED_NODES)  # node -> when, in seconds of time.monotonic
         self._sessions: Bounded[bytes, str] = Bounded(STORED_NODES // 10)
@@ -206,8 +208,7 @@ class Recorder:
         for batch in first:
             async with self._pool.connection() as connection:
                 await save_nodes(connection, turn.tenant, turn.label, batch, turn.session)
-        async with self._pool.connection() as connection:
-            session = await record_turn(connection, msgspec.structs.replace(turn, nodes=tuple(last)))
+        session = await self._writer.write(msgspec.structs.replace(turn, nodes=tuple(last)) if first else turn)
         self._mark(turn.nodes, session)
 
     async def _spool_turn(self, turn: TurnRecord) -> Kept:

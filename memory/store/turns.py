@@ -118,21 +118,32 @@ async def save_nodes(
     return found
 
 
+RECORD_TURN = f"select infold.record_turn({', '.join(f'${n}' for n in range(1, 24))})"
+
+
 async def record_turn(connection: asyncpg.Connection, turn: TurnRecord, relaxed: bool = False) -> str:
     """Write a turn; again with the same ids it changes nothing. Gives its session.
 
     Args:
         relaxed: commit without waiting for the disk; right for the opening, which the end's commit flushes.
     """
-    session: str = await connection.fetchval(
-        "select infold.record_turn($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11,"
-        " $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23)",
+    session: str = await connection.fetchval(RECORD_TURN, *turn_columns(turn, relaxed))
+    return session
+
+
+async def record_turns(connection: asyncpg.Connection, turns: Sequence[TurnRecord]) -> list[str]:
+    """Write turns, of any tenants, in one commit: all or none. Gives their sessions."""
+    rows = await connection.fetchmany(RECORD_TURN, [turn_columns(turn) for turn in turns])
+    return [row[0] for row in rows]
+
+
+def turn_columns(turn: TurnRecord, relaxed: bool = False) -> tuple[object, ...]:
+    return (
         turn.tenant, storable(turn.label), *node_columns(turn.nodes), turn.session,
         turn.turn, UUID(bytes=turn.attempt), turn.status, storable(turn.model), turn.answers, turn.record,
         [f.node for f in turn.folds], [f.kind for f in turn.folds], [f.depth for f in turn.folds],
         [f.data for f in turn.folds], turn.jobs, relaxed,
     )  # fmt: skip
-    return session
 
 
 def node_columns(rows: Sequence[NodeRow]) -> tuple[list[object], ...]:

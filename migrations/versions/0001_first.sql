@@ -21,9 +21,11 @@ create table infold.nodes (
     created_at timestamptz not null default now(),
     primary key (tenant, node)
 );
-create index nodes_parent on infold.nodes (tenant, parent);
-create index nodes_digest on infold.nodes (tenant, digest);
-create index nodes_session on infold.nodes (tenant, session, depth);
+-- The tenant comes last: with it first, each of these would do for a search by node, too, and a planner that has no
+-- statistics yet takes one that reads all of a tenant's rows.
+create index nodes_parent on infold.nodes (parent, tenant);
+create index nodes_digest on infold.nodes (digest, tenant);
+create index nodes_session on infold.nodes (session, depth, tenant);
 
 create table infold.sessions (
     tenant     bytea not null,

@@ -98,7 +98,7 @@ async def test_the_tenant_begins_every_key(owner):
     keys = await owner.fetch(
         "select c.relname, a.attname from pg_index i join pg_class c on c.oid = i.indrelid"
         " join pg_namespace n on n.oid = c.relnamespace join pg_attribute a on a.attrelid = c.oid and a.attnum = i.indkey[0]"
-        " where n.nspname = 'infold' and c.relname = any($1)",
+        " where n.nspname = 'infold' and c.relname = any($1) and i.indisprimary",
         list(TENANT_TABLES),
     )
     assert {row["relname"] for row in keys} == TENANT_TABLES

@@ -1,0 +1,73 @@
+"""Turns on their way to the database: those that end while a commit is under way share the next one.
+
+A commit costs a round trip and a flush of the log, whether one turn is in it or thirty.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from memory.errors import StoreError, StoreUnavailable
+from memory.store.pool import Pool
+from memory.store.turns import BATCH_BYTES, TurnRecord, record_turns
+
+MOST_TURNS = 32  # in one commit; they fail together, and then each is tried alone
+
+Waiting = tuple[TurnRecord, asyncio.Future[str]]
+
+
+class TurnWriter:
+    """Belongs to one event loop."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._waiting: deque[Waiting] = deque()
+        self._committing: asyncio.Task[None] | None = None
+
+    async def write(self, turn: TurnRecord) -> str:
+        """The turn's session, once it is durable.
+
+        Raises:
+            StoreUnavailable: the database is away or too slow.
+            StoreRefused: it will never take this record.
+            StoreError: it refused for another reason.
+        """
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiting.append((turn, ended))
+        if self._committing is None:
+            self._committing = asyncio.create_task(self._commit_all())
+        return await ended
+
+    async def _commit_all(self) -> None:
+        try:
+            while self._waiting:
+                await self._commit(self._next())
+        finally:
+            self._committing = None
+
+    def _next(self) -> list[Waiting]:
+        """What waits, up to MOST_TURNS and BATCH_BYTES."""
+        taken, size = [self._waiting.popleft()], 0
+        while self._waiting and len(taken) < MOST_TURNS:
+            size += sum(len(row.raw) for row in taken[-1][0].nodes)
+            if size > BATCH_BYTES:
+                break
+            taken.append(self._waiting.popleft())
+        return taken
+
+    async def _commit(self, waiting: Sequence[Waiting]) -> None:
+        try:
+            async with self._pool.connection() as connection:
+                sessions = await record_turns(connection, [turn for turn, _ in waiting])
+        except StoreError as error:
+            if len(waiting) > 1 and not isinstance(error, StoreUnavailable):
+                for one in waiting:  # one of them is at fault
+                    await self._commit([one])
+                return
+            for _, ended in waiting:
+                if not ended.done():
+                    ended.set_exception(error)
+            return
+        for (_, ended), session in zip(waiting, sessions, strict=True):
+            if not ended.done():
+                ended.set_result(session)
