@@ -98,12 +98,20 @@ class Spool:
     def depth(self) -> int:
         """How many records wait; reads the head of each, some 3 ms for 1,000."""
         with _translated("be read"):
-            return sum(_pending(path) for path in [*_sealed(self._path), self._path])
+            return self._total(_pending)
 
     def size_bytes(self) -> int:
         """Bytes on disk that wait to be drained."""
         with _translated("be read"):
-            return sum(_size(path) for path in [*_sealed(self._path), self._path])
+            return self._total(_size)
+
+    def _total(self, of: Callable[[Path], int]) -> int:
+        """The sum over all files; again, where one was sealed meanwhile and so seen twice or not at all."""
+        while True:
+            sealed = _sealed(self._path)
+            total = sum(of(path) for path in [*sealed, self._path])
+            if _sealed(self._path) == sealed:
+                return total
 
     def close(self) -> None:
         """Finish the appends that have begun and close the file."""

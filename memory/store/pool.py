@@ -54,7 +54,7 @@ class Pool:
         """Connect once; raises StoreUnavailable."""
         try:
             self._pool = await asyncpg.create_pool(
-                self._dsn, min_size=1, max_size=self._size, server_settings=SETTINGS, init=register_vector, reset=keep,
+                self._dsn, min_size=1, max_size=self._size, server_settings=SETTINGS, init=know_vectors, reset=keep,
                 timeout=CONNECT_SECONDS,
             )  # fmt: skip
         except AWAY as error:
@@ -171,6 +171,13 @@ def give_up(connection: asyncpg.Connection) -> None:
 
 async def show(connection: asyncpg.Connection, tenant: bytes) -> None:
     await connection.execute("select set_config('infold.tenant', $1, true)", tenant.hex())
+
+
+async def know_vectors(connection: asyncpg.Connection) -> None:
+    try:
+        await register_vector(connection)
+    except ValueError as error:  # somebody has dropped the extension, or the whole database
+        raise asyncpg.InterfaceError(str(error)) from error
 
 
 async def keep(connection: asyncpg.Connection) -> None:

@@ -39,11 +39,17 @@ class TurnWriter:
         return await ended
 
     async def _commit_all(self) -> None:
+        taken: list[Waiting] = []
         try:
             while self._waiting:
-                await self._commit(self._next())
-        finally:
+                taken = self._next()
+                await self._commit(taken)
+        finally:  # whatever broke this off, nobody waits for ever
             self._committing = None
+            for _, ended in (*taken, *self._waiting):
+                if not ended.done():
+                    ended.set_exception(StoreUnavailable("the commit broke off"))
+            self._waiting.clear()
 
     def _next(self) -> list[Waiting]:
         """What waits, up to MOST_TURNS and BATCH_BYTES."""

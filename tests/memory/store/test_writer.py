@@ -92,3 +92,14 @@ async def test_without_statistics_a_turn_reads_no_more_than_its_own_rows(pool, o
 
     assert await owner.fetchval("select last_autoanalyze is null from pg_stat_user_tables where relname = 'nodes'")
     assert read + scanned < 600 * 10
+
+
+async def test_whatever_breaks_a_commit_off_nobody_waits_for_ever(pool, monkeypatch, owner):
+    waiting = TurnWriter(pool)
+    monkeypatch.setattr(writer, "record_turns", None)
+    async with asyncio.timeout(10):
+        ended = await asyncio.gather(*(waiting.write(turn(n)) for n in range(50)), return_exceptions=True)
+    assert all(isinstance(end, StoreUnavailable) for end in ended)
+
+    monkeypatch.undo()
+    assert await waiting.write(turn(99)) == "s99"
