@@ -245,25 +245,25 @@ def without_proxy(conversations: Sequence[Conversation], budget: int) -> dict[st
 
 
 async def measure(given: argparse.Namespace, chosen: dict[str, list[Conversation]]) -> list[Json]:
+    """All that is settled comes first: each fresh question leaves jobs of its own, which nobody waits for."""
     plans = [(name, budget) for name in chosen for budget in budgets_of(given, name)]
     windows = sorted({budget + ANSWER_TOKENS for _, budget in plans})
-    results: list[Json] = []
+    scores = {plan: without_proxy(chosen[plan[0]], plan[1]) for plan in plans}
     with servers(given, windows) as (provider, infold), common.progress() as bar:
         async with connect(provider, infold) as client:
             if infold and not await client.learn_windows([f"ctx-{window}" for window in windows]):
                 console.print("[yellow]the proxy did not ask for the models' windows in 10 s[/]")
-            for name, budget in plans:
-                conversations = chosen[name]
-                asked = sum(len(c.cases) for c in conversations)
-                scores = without_proxy(conversations, budget)
-                run = Run(client, given, budget, asyncio.Semaphore(given.concurrency))
-                for way in given.ways if infold else ():
-                    task = bar.add_task(f"{name} {budget:,} {way}", total=asked)
-                    scores[way] = await getattr(run, way)(conversations, bar, task)
+            for way in reversed(given.ways) if infold else ():
+                for name, budget in plans:
+                    task = bar.add_task(f"{name} {budget:,} {way}", total=sum(len(c.cases) for c in chosen[name]))
+                    run = Run(client, given, budget, asyncio.Semaphore(given.concurrency))
+                    scores[name, budget][way] = await getattr(run, way)(chosen[name], bar, task)
                     bar.remove_task(task)
-                results.append({"set": name, "budget": budget, "ways": {w: s.mean() for w, s in scores.items()}})
-                console.print(table(results[-1:]))
-    return results
+    order = ("direct", "keep-last", "bm25", *given.ways)
+    return [
+        {"set": name, "budget": budget, "ways": {way: s[way].mean() for way in order if way in s}}
+        for (name, budget), s in scores.items()
+    ]
 
 
 def budgets_of(given: argparse.Namespace, name: str) -> tuple[int, ...]:
@@ -353,7 +353,7 @@ def parse() -> argparse.Namespace:
     given = parser.parse_args()
     given.ways = [way for way in ("fresh", "settled") if way in given.ways.split(",")]
     if given.quick:
-        given.limit, given.settle_seconds = given.limit or 10, min(given.settle_seconds, 10)
+        given.limit, given.settle_seconds = given.limit or 10, min(given.settle_seconds, 60)
     return given
 
 
