@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from memory.identify import Line
 from memory.messages import ChatRequest, Message, first_turn
 from memory.types import Block, Form, Frozen, Part, Placement
@@ -30,8 +32,7 @@ class Counted:
         return self.fixed + sum(self.system_tokens.values()) + sum(self.tokens[self.line.cut :])
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(msgspec.Struct, frozen=True):
     """One forwarded message."""
 
     raw: bytes

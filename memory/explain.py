@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 
 from memory.assemble import Piece
 from memory.fold import Standing
-from memory.identify import Line, message_hint
 from memory.types import Block, Frozen
 
 Explained = Mapping[str, object]
@@ -25,7 +24,7 @@ def explain(
             {"id": s.id, "start": s.start, "stop": s.stop, "tokens": s.tokens, "title": s.title}
             for s in frozen.stretches
         ],
-        "block": told_block(block, standing.counted.line) if block else None,
+        "block": told_block(block, len(standing.counted.line)) if block else None,
         "forwarded": [piece.raw.decode("utf-8", "replace") for piece in pieces if is_ours(piece)],
     }
 
@@ -44,14 +43,13 @@ def numbers(standing: Standing) -> dict[str, object]:
     }
 
 
-def told_block(block: Block, line: Line) -> dict[str, object]:
-    size = len(line)
+def told_block(block: Block, size: int) -> dict[str, object]:
     quotes = block.filled_quotes if block.filled and size == block.asked else block.quotes
     return {
         "position": block.position,
         "tokens": block.tokens(size),
         "kept_tokens": block.kept_tokens,
-        "quotes": [{"id": message_hint(line.nodes[quote.position]), "quote": quote} for quote in quotes],
+        "quotes": quotes,
     }
 
 

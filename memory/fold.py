@@ -6,7 +6,7 @@ The numbers it gives are also what `GET /memory-manager/turns/{id}` explains.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from memory.assemble import Counted, Piece, displaced, late_systems, system
+from memory.assemble import Counted, Piece, displaced, kept_parts, late_systems, system
 from memory.errors import CannotFit
 from memory.identify import Line, fresh_from, newest_user
 from memory.messages import first_turn
@@ -95,7 +95,9 @@ def spent_on_blocks(frozen: Frozen | None, blocks: Iterable[Block]) -> int:
 def hides_newest_user(line: Line, frozen: Frozen) -> bool:
     """Was this prompt frozen on a fork on which the user had said more, so that it folded what is the newest here?"""
     user = newest_user(line.messages)
-    return user is not None and not frozen.cut and user in displaced(frozen)
+    if user is None or frozen.cut or user >= frozen.covers:
+        return False
+    return not any(part.start <= user < part.stop for part in kept_parts(frozen))
 
 
 def standing_blocks(

@@ -8,6 +8,7 @@ from base64 import b32decode, b32encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from operator import is_
 
 from memory.messages import DIGEST_BYTES, Message
 
@@ -37,12 +38,19 @@ class Line:
         return f"<Line of {len(self)} messages at {self.tip.hex()[:8] if self.nodes else 'root'}>"
 
 
-def line(tenant: bytes, messages: Sequence[Message]) -> Line:
-    """The path of a request's messages. `tenant` is the tenant's 16-byte id."""
+def line(tenant: bytes, messages: Sequence[Message], seen: Line | None = None) -> Line:
+    """The path of a request's messages.
+
+    Args:
+        tenant: the tenant's 16-byte id.
+        seen: an earlier line of the same tenant; where this one goes on from it, its nodes are taken over.
+    """
     spoken = tuple(message for message in messages if not message.is_system) or tuple(messages)
-    nodes = []
-    parent = ROOT
-    for message in spoken:
+    nodes: list[bytes] = []
+    if seen is not None and len(seen) <= len(spoken) and all(map(is_, seen.messages, spoken)):
+        nodes = list(seen.nodes)
+    parent = nodes[-1] if nodes else ROOT
+    for message in spoken[len(nodes) :]:
         parent = child(tenant, parent, message)
         nodes.append(parent)
     return Line(spoken, tuple(nodes))
@@ -56,6 +64,12 @@ def continued(earlier: Sequence[tuple[bytes, Message]], later: Line) -> Line:
 
 def child(tenant: bytes, parent: bytes, message: Message) -> bytes:
     return blake2b(parent + message.digest, digest_size=DIGEST_BYTES, key=tenant).digest()
+
+
+def beginning(tenant: bytes, messages: Sequence[Message]) -> bytes:
+    """The first node of a request's line."""
+    first = next((message for message in messages if not message.is_system), messages[0])
+    return child(tenant, ROOT, first)
 
 
 def tenant_id(pepper: bytes, api_key: str) -> bytes:

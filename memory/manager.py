@@ -28,7 +28,7 @@ from memory.fold import (
     standing_blocks,
     without_store,
 )
-from memory.identify import Line, continued, fresh_from, line, text_id
+from memory.identify import Line, beginning, continued, fresh_from, line, text_id
 from memory.lexical import Terms, terms
 from memory.messages import DIGEST_BYTES, ChatRequest, Message
 from memory.models import RELATIVE_PRICES, ModelTable
@@ -47,6 +47,7 @@ from memory.types import Block, Budget, Frozen, Mode, Model
 log = structlog.get_logger()
 
 THREAD_BYTES = 64 * 1024  # a body with more than this of unknown text is counted in a thread
+LINES_BYTES = 16 * 1024 * 1024  # of conversations whose nodes and tokens this process remembers
 FOLDS_BYTES = 16 * 1024 * 1024  # of frozen prompts, and of blocks, that this process remembers
 COUNT_MARGIN = 1.02  # texts differ in how much more a provider counts
 MOST_FACTOR = 2.0  # no vocabulary of today needs more tokens than that
@@ -131,6 +132,26 @@ class Prepared:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The newest request of a conversation: the next one sends it again."""
+
+    line: Line
+    tokens: tuple[int, ...]
+    encoding: str
+    body_bytes: int
+
+    def known(self, path: Line, encoding: str) -> tuple[int, ...]:
+        """The tokens of the messages that both begin with; a node names all before it, too."""
+        size = len(self.line)
+        same = encoding == self.encoding and size <= len(path) and path.nodes[size - 1] == self.line.tip
+        return self.tokens if same else ()
+
+    @property
+    def size(self) -> int:
+        return 500 + self.body_bytes + 200 * len(self.line)
+
+
 class MemoryManager:
     def __init__(
         self,
@@ -149,6 +170,7 @@ class MemoryManager:
         self.models = models
         self._frozen: Bounded[bytes, Frozen] = Bounded(FOLDS_BYTES, frozen_bytes)
         self._blocks: Bounded[bytes, Block] = Bounded(FOLDS_BYTES, lambda block: 500 + len(block.kept + block.filled))
+        self._lines: Bounded[bytes, Seen] = Bounded(LINES_BYTES, lambda seen: seen.size)  # by their first node
         self._factors: Bounded[tuple[str, str], float] = Bounded(
             1_000
         )  # provider's tokens by ours, of model and upstream
@@ -158,13 +180,15 @@ class MemoryManager:
 
     async def prepare(self, caller: Caller, asked: ChatRequest, dialect: Dialect) -> Prepared:
         """Plan the context of a request. What fits never waits for the database."""
+        if not asked.messages:
+            raise InvalidRequest("a request has at least one message", "messages")
         model = self._calibrated(self.models.find(asked.model, caller.upstream), caller.upstream)
-        path = line(caller.tenant, asked.messages)
+        seen = self._lines.get(beginning(caller.tenant, asked.messages))
+        path = line(caller.tenant, asked.messages, seen.line if seen else None)
         mode = Mode.WIRE if self._pool.available else Mode.DEGRADED
         wire = Prepared(caller, asked, path, asked.body, mode, attempt_id(), model)
-        if not path.nodes:
-            raise InvalidRequest("a request has at least one message", "messages")
-        counted = await self._count(asked, path, model)
+        counted = await self._count(asked, path, model, seen)
+        self._lines.put(path.nodes[0], Seen(path, counted.tokens, model.encoding, len(asked.body)))
         wire = replace(wire, asked_tokens=counted.total, forwarded_tokens=counted.total, tokens=counted.tokens)
         if model.window is None:
             return wire
@@ -220,20 +244,19 @@ class MemoryManager:
             return None
         return dialect.render(asked, [piece.raw for piece in pieces])
 
-    async def _count(self, asked: ChatRequest, path: Line, model: Model) -> Counted:
-        before = asked.messages[:-NEW_MESSAGES]
+    async def _count(self, asked: ChatRequest, path: Line, model: Model, seen: "Seen | None") -> Counted:
+        known = seen.known(path, model.encoding) if seen else ()
+        before = path.messages[len(known) : -NEW_MESSAGES]
         if len(asked.body) > THREAD_BYTES and not self._counter.known(before, model.encoding):
-            return await asyncio.to_thread(self._counted, asked, path, model)
-        return self._counted(asked, path, model)
+            return await asyncio.to_thread(self._counted, asked, path, model, known)
+        return self._counted(asked, path, model, known)
 
-    def _counted(self, asked: ChatRequest, path: Line, model: Model) -> Counted:
-        counts = self._counter.messages(asked.messages, model.encoding)
-        systems = {i: counts[i] for i, message in enumerate(asked.messages) if message.is_system}
-        if len(systems) == len(counts):  # nobody has spoken: the system messages are the line
-            systems = {}
-        tokens = tuple(n for i, n in enumerate(counts) if i not in systems)
+    def _counted(self, asked: ChatRequest, path: Line, model: Model, known: tuple[int, ...] = ()) -> Counted:
+        tokens = (*known, *self._counter.messages(path.messages[len(known) :], model.encoding))
+        systems = [] if path.messages[0].is_system else [i for i, m in enumerate(asked.messages) if m.is_system]
+        counts = self._counter.messages([asked.messages[i] for i in systems], model.encoding)
         fixed = self._counter.schemas(asked.schemas, model.encoding) + REPLY_TOKENS
-        return Counted(asked, path, tokens, systems, fixed)
+        return Counted(asked, path, tokens, dict(zip(systems, counts, strict=True)), fixed)
 
     async def _fold(self, wire: Prepared, counted: Counted, budget: Budget, dialect: Dialect) -> Prepared:
         """Over the trigger: go on with the frozen prompt, or roll over."""
@@ -413,7 +436,8 @@ class MemoryManager:
         """
         held = (found for node in reversed(path.nodes) if (found := self._frozen.get(node)))
         frozen = next((found for found in held if not hides_newest_user(path, found)), None)
-        blocks = tuple(block for node in path.nodes if (block := self._blocks.get(node)))
+        since = path.nodes[frozen.asked - 1 :] if frozen and not frozen.cut else path.nodes
+        blocks = tuple(block for node in since if (block := self._blocks.get(node)))
         age = self._recorder.age(path)
         if frozen and frozen.cut:
             frozen = None  # its positions count messages that only the database has

@@ -43,19 +43,17 @@ class Message:
     call_id: str | None = None  # `tool_call_id` of a tool's result
     media: tuple[Media, ...] = ()
     digest: bytes = field(init=False)  # BLAKE2b-128 of what makes it this message
+    is_system: bool = field(init=False)  # of the system or the developer
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "digest", content_digest(self))
+        object.__setattr__(self, "is_system", self.role in SYSTEM_ROLES)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Message) and self.digest == other.digest
 
     def __hash__(self) -> int:
         return hash(self.digest)
-
-    @property
-    def is_system(self) -> bool:
-        return self.role in SYSTEM_ROLES
 
     def __repr__(self) -> str:
         calls = f", {len(self.calls)} calls" if self.calls else ""

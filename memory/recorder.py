@@ -296,12 +296,10 @@ def node_row(asked: Asked, position: int) -> NodeRow:
 
 def system_rows(asked: Asked) -> tuple[NodeRow, ...]:
     """System messages stand outside the tree, each stored once by its content."""
+    if asked.line.messages[0].is_system:  # nobody has spoken, so they are the line
+        return ()
     systems = dict.fromkeys(message for message in asked.request.messages if message.is_system)
-    return tuple(
-        NodeRow(child(asked.tenant, b"", m), None, OUTSIDE, True, m.role, m.digest, m.raw, 0)
-        for m in systems
-        if m not in asked.line.messages
-    )
+    return tuple(NodeRow(child(asked.tenant, b"", m), None, OUTSIDE, True, m.role, m.digest, m.raw, 0) for m in systems)
 
 
 def system_ids(asked: Asked) -> list[str]:

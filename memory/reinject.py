@@ -4,7 +4,7 @@ Two ways lead back into a prompt: relevance to the newest user message, and an i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from memory import rank
 from memory.assemble import Counted, displaced
@@ -66,15 +66,19 @@ def reinject(search: Search, share_room: int, fill_room: int, scarce: bool = Fal
         share_room: tokens it may have as long as it stays.
         fill_room: tokens it may have in this one request; at most share_room where filling does not pay.
     """
-    quotes = choose(search, share_room, BEST if scarce else rank.LEAST_SHARE)
+    quotes = named(search, choose(search, share_room, BEST if scarce else rank.LEAST_SHARE))
     kept, kept_tokens = render(search, quotes)
     if fill_room <= share_room:
         return Block(search.position, len(search.line), kept, kept_tokens, quotes=quotes)
-    more = choose(search, fill_room, rank.LEAST_SHARE, fills=cold)
+    more = named(search, choose(search, fill_room, rank.LEAST_SHARE, fills=cold))
     filled, filled_tokens = render(search, more)
     return Block(
         search.position, len(search.line), kept, kept_tokens, filled, filled_tokens, quotes=quotes, filled_quotes=more
     )
+
+
+def named(search: Search, quotes: tuple[Quote, ...]) -> tuple[Quote, ...]:
+    return tuple(replace(quote, id=message_hint(search.line.nodes[quote.position])) for quote in quotes)
 
 
 def choose(search: Search, room: int, least_share: float, fills: bool = False) -> tuple[Quote, ...]:

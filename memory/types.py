@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import StrEnum
 
+import msgspec
+
 
 class Form(StrEnum):
     FULL = "full"  # the words as the client sent them
@@ -112,6 +114,7 @@ class Quote:
     why: str  # "named", "relevant"
     start: int = 0  # characters of its text, where only a part comes back
     stop: int | None = None
+    id: str = ""  # 8 base32 characters: of the message
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,9 +141,11 @@ class Block:
         return self.filled_tokens if self.filled and messages == self.asked else self.kept_tokens
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Messages [start, stop) of a line in a form, and why: what `GET /memory-manager/turns/{id}` tells."""
+class Placement(msgspec.Struct, frozen=True):
+    """Messages [start, stop) of a line in a form, and why: what `GET /memory-manager/turns/{id}` tells.
+
+    A prompt has hundreds, on every request; a Struct is made in a tenth of a dataclass's time.
+    """
 
     start: int
     stop: int

@@ -204,7 +204,7 @@ class Run:
         position = self._position_of(heard.content)
         block = self._explanation(heard.turn).get("block") or {}
         for told in block.get("quotes", ()):
-            if told["quote"]["position"] == position:  # a run of quotes stands under the id of its first
+            if told["position"] == position:  # a run of quotes stands under the id of its first
                 return f"[#{told['id']}] message {position + 1}, {self._days[position]}", True
         return f"[#{named[1]}] in the digest", False
 

@@ -118,8 +118,8 @@ class Parser:
             messages.append(seen.message)
             before = seen
             end = position + len(seen.raw)
-            if body.startswith(b",{", end):
-                position = end + 1
+            if body.startswith((b",{", b", {"), end):
+                position = body.index(b"{", end)
                 continue
             position = _after(_BETWEEN, body, end)
             if body[position - 1] == _CLOSING:

@@ -121,8 +121,8 @@ def test_a_folded_turn_is_explained_so_that_the_prompt_can_be_made_again(house):
     ours = [m["content"] for m in provider.prompts[-1].messages if m not in messages]
     assert len(told["forwarded"]) == len(ours)
     assert told["block"]["quotes"]
-    quotes = [quote | quote.get("quote", {}) for quote in told["block"]["quotes"]]
-    assert all({"id", "score", "tokens", "why"} <= set(quote) for quote in quotes)
+    assert all({"id", "score", "tokens", "why"} <= set(quote) for quote in told["block"]["quotes"])
+    assert all(f"[#{told['block']['quotes'][0]['id']}]" in text for text in told["forwarded"][-1:])
 
 
 def test_what_a_priced_turn_cost_and_would_have_cost_is_told(house):
