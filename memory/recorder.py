@@ -27,7 +27,6 @@ from memory.store.turns import (
     batches,
     find_line,
     pack,
-    record_turn,
     save_nodes,
     unpack_turn,
 )
@@ -100,6 +99,7 @@ class Recorder:
     def __init__(self, pool: Pool, spool: Spool) -> None:
         self._pool = pool
         self._writer = TurnWriter(pool)
+        self._openings = TurnWriter(pool, relaxed=True)
         self._spool = spool
         self._stored: Bounded[bytes, float] = Bounded(STORED_NODES)  # node -> when, in seconds of time.monotonic
         self._sessions: Bounded[bytes, str] = Bounded(STORED_NODES // 10)
@@ -150,8 +150,7 @@ class Recorder:
         try:
             *first, last = batches(await self._unknown_rows(asked)) or [()]
             await self._store(asked, first)
-            async with self._pool.connection() as connection:
-                session = await record_turn(connection, self._turn(asked, last, None), relaxed=True)
+            session = await self._openings.write(self._turn(asked, last, None))
         except StoreError as error:
             log.debug("opening not written", reason=str(error))
             return False

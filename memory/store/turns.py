@@ -121,23 +121,20 @@ async def save_nodes(
 RECORD_TURN = f"select infold.record_turn({', '.join(f'${n}' for n in range(1, 24))})"
 
 
-async def record_turn(connection: asyncpg.Connection, turn: TurnRecord, relaxed: bool = False) -> str:
-    """Write a turn; again with the same ids it changes nothing. Gives its session.
+async def record_turns(connection: asyncpg.Connection, turns: Sequence[TurnRecord], relaxed: bool = False) -> list[str]:
+    """Write turns, of any tenants, in one commit: all or none; again with the same ids it changes nothing.
 
     Args:
-        relaxed: commit without waiting for the disk; right for the opening, which the end's commit flushes.
+        relaxed: commit without waiting for the disk.
+
+    Returns:
+        Their sessions.
     """
-    session: str = await connection.fetchval(RECORD_TURN, *turn_columns(turn, relaxed))
-    return session
-
-
-async def record_turns(connection: asyncpg.Connection, turns: Sequence[TurnRecord]) -> list[str]:
-    """Write turns, of any tenants, in one commit: all or none. Gives their sessions."""
-    rows = await connection.fetchmany(RECORD_TURN, [turn_columns(turn) for turn in turns])
+    rows = await connection.fetchmany(RECORD_TURN, [turn_columns(turn, relaxed) for turn in turns])
     return [row[0] for row in rows]
 
 
-def turn_columns(turn: TurnRecord, relaxed: bool = False) -> tuple[object, ...]:
+def turn_columns(turn: TurnRecord, relaxed: bool) -> tuple[object, ...]:
     return (
         turn.tenant, storable(turn.label), *node_columns(turn.nodes), turn.session,
         turn.turn, UUID(bytes=turn.attempt), turn.status, storable(turn.model), turn.answers, turn.record,

@@ -19,13 +19,15 @@ Waiting = tuple[TurnRecord, asyncio.Future[str]]
 class TurnWriter:
     """Belongs to one event loop."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, relaxed: bool = False) -> None:
+        """With `relaxed` commits do not wait for the disk: right for openings, which the end's commit flushes."""
         self._pool = pool
+        self._relaxed = relaxed
         self._waiting: deque[Waiting] = deque()
         self._committing: asyncio.Task[None] | None = None
 
     async def write(self, turn: TurnRecord) -> str:
-        """The turn's session, once it is durable.
+        """The turn's session, once it is committed.
 
         Raises:
             StoreUnavailable: the database is away or too slow.
@@ -64,7 +66,7 @@ class TurnWriter:
     async def _commit(self, waiting: Sequence[Waiting]) -> None:
         try:
             async with self._pool.connection() as connection:
-                sessions = await record_turns(connection, [turn for turn, _ in waiting])
+                sessions = await record_turns(connection, [turn for turn, _ in waiting], self._relaxed)
         except StoreError as error:
             if len(waiting) > 1 and not isinstance(error, StoreUnavailable):
                 for one in waiting:  # one of them is at fault

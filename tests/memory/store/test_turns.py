@@ -27,7 +27,7 @@ from memory.store.turns import (
     decode_fold,
     find_line,
     pack,
-    record_turn,
+    record_turns,
     save_nodes,
     storable,
     unpack_turn,
@@ -72,6 +72,11 @@ def turn_of(line: Line, status: str = "answered", tenant: bytes = TENANT, **more
         "record": b"{}",
     }
     return TurnRecord(**(given | more))
+
+
+async def record_turn(connection: Any, turn: TurnRecord, relaxed: bool = False) -> str:
+    (session,) = await record_turns(connection, [turn], relaxed)
+    return session
 
 
 async def rows(owner: asyncpg.Connection, table: str) -> list[asyncpg.Record]:

@@ -29,9 +29,9 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     tried: list[int] = []
     record_turns = writer.record_turns
 
-    async def counted(connection, turns):
+    async def counted(connection, turns, relaxed):
         tried.append(len(turns))
-        return await record_turns(connection, turns)
+        return await record_turns(connection, turns, relaxed)
 
     monkeypatch.setattr(writer, "record_turns", counted)
     return tried
