@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from threading import Lock
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -16,20 +17,23 @@ class Bounded(Generic[K, V]):
         self._most = most
         self._weigh = weigh
         self._weight = 0
+        self._lock = Lock()  # folding runs in threads
 
     def get(self, key: K) -> V | None:
-        value = self._entries.get(key)
-        if value is not None:
-            self._entries.move_to_end(key)
-        return value
+        with self._lock:
+            value = self._entries.get(key)
+            if value is not None:
+                self._entries.move_to_end(key)
+            return value
 
     def put(self, key: K, value: V) -> None:
-        old = self._entries.pop(key, None)
-        self._weight += self._weigh(value) - (self._weigh(old) if old is not None else 0)
-        self._entries[key] = value
-        while self._weight > self._most and len(self._entries) > 1:
-            _, gone = self._entries.popitem(last=False)
-            self._weight -= self._weigh(gone)
+        with self._lock:
+            old = self._entries.pop(key, None)
+            self._weight += self._weigh(value) - (self._weigh(old) if old is not None else 0)
+            self._entries[key] = value
+            while self._weight > self._most and len(self._entries) > 1:
+                _, gone = self._entries.popitem(last=False)
+                self._weight -= self._weigh(gone)
 
     def __contains__(self, key: K) -> bool:
         return key in self._entries

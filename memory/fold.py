@@ -92,10 +92,19 @@ def spent_on_blocks(frozen: Frozen | None, blocks: Iterable[Block]) -> int:
     return frozen.spent + sum(since.values())
 
 
+def usable(line: Line, prompts: Iterable[Frozen]) -> Frozen | None:
+    """The frozen prompt that covers most of a line; of equal ones the later.
+
+    One that folded what is the newest user message here is passed over: it was made on a fork on which the user had
+    said more.
+    """
+    shown = [frozen for frozen in prompts if not hides_newest_user(line, frozen)]
+    return max(shown, key=lambda frozen: (frozen.covers, frozen.asked), default=None)
+
+
 def hides_newest_user(line: Line, frozen: Frozen) -> bool:
-    """Was this prompt frozen on a fork on which the user had said more, so that it folded what is the newest here?"""
     user = newest_user(line.messages)
-    if user is None or frozen.cut or user >= frozen.covers:
+    if user is None or not line.cut <= user < frozen.covers:
         return False
     return not any(part.start <= user < part.stop for part in kept_parts(frozen))
 

@@ -13,7 +13,6 @@ from operator import is_
 from memory.messages import DIGEST_BYTES, Message
 
 ROOT = b""
-HINT_CHARS = 8  # 40 bits: a line of 10,000 messages meets a second one of the same id once in 22,000 lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,10 @@ def session_id(node: bytes) -> str:
 
 
 def message_hint(node: bytes) -> str:
-    """The id of one message on its line, as it stands in `[#...]`."""
+    """The id of one message on its line, as it stands in `[#...]`: 8 characters.
+
+    40 bits: a line of 10,000 messages meets a second one of the same id once in 22,000 lines.
+    """
     return b32encode(node[:5]).decode().lower()
 
 

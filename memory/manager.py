@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from operator import is_
 from typing import Protocol
 
 import msgspec
@@ -22,10 +23,10 @@ from memory.explain import explain
 from memory.fold import (
     Standing,
     cut_to_fit,
-    hides_newest_user,
     saved_input,
     spent_on_blocks,
     standing_blocks,
+    usable,
     without_store,
 )
 from memory.identify import Line, beginning, continued, fresh_from, line, text_id
@@ -46,18 +47,15 @@ from memory.types import Block, Budget, Frozen, Mode, Model
 
 log = structlog.get_logger()
 
-THREAD_BYTES = 64 * 1024  # a body with more than this of unknown text is counted in a thread
+THREAD_BYTES = 64 * 1024  # more than this of new messages is counted in a thread
 LINES_BYTES = 16 * 1024 * 1024  # of conversations whose nodes and tokens this process remembers
 FOLDS_BYTES = 16 * 1024 * 1024  # of frozen prompts, and of blocks, that this process remembers
 COUNT_MARGIN = 1.02  # texts differ in how much more a provider counts
 MOST_FACTOR = 2.0  # no vocabulary of today needs more tokens than that
 PLENTY = 2  # blocks of full size that a session can still afford; with less it spends on the best alone
 LOOP_PARTS = 8  # of the room between two rollovers: a block inside a loop has at most one
-LOOP_TOKENS = (
-    2_048  # where windows are small it may have as many in its first request, and later if rollovers stay rare
-)
+LOOP_TOKENS = 2_048  # or, where windows are small, so many in its first request, and later if rollovers stay rare
 ROLLOVERS = 1.3  # times what the client's new messages alone would cause, at most
-NEW_MESSAGES = 4  # so many at the end may be new without counting as a cold history
 EMBED_FROM = 0.5  # of the trigger: shorter sessions are never embedded
 
 
@@ -142,10 +140,9 @@ class Seen:
     body_bytes: int
 
     def known(self, path: Line, encoding: str) -> tuple[int, ...]:
-        """The tokens of the messages that both begin with; a node names all before it, too."""
-        size = len(self.line)
-        same = encoding == self.encoding and size <= len(path) and path.nodes[size - 1] == self.line.tip
-        return self.tokens if same else ()
+        """The tokens of the messages that both begin with; equal ones need not count alike, so the same ones."""
+        same = encoding == self.encoding and len(self.line) <= len(path)
+        return self.tokens if same and all(map(is_, self.line.messages, path.messages)) else ()
 
     @property
     def size(self) -> int:
@@ -171,9 +168,8 @@ class MemoryManager:
         self._frozen: Bounded[bytes, Frozen] = Bounded(FOLDS_BYTES, frozen_bytes)
         self._blocks: Bounded[bytes, Block] = Bounded(FOLDS_BYTES, lambda block: 500 + len(block.kept + block.filled))
         self._lines: Bounded[bytes, Seen] = Bounded(LINES_BYTES, lambda seen: seen.size)  # by their first node
-        self._factors: Bounded[tuple[str, str], float] = Bounded(
-            1_000
-        )  # provider's tokens by ours, of model and upstream
+        # provider's tokens by ours, of model and upstream
+        self._factors: Bounded[tuple[str, str], float] = Bounded(1_000)
         self._terms: Bounded[bytes, Terms] = Bounded(600_000, lambda found: len(found.counts) + 8)
 
     # Prepare: from what the client asked to what goes upstream.
@@ -246,8 +242,7 @@ class MemoryManager:
 
     async def _count(self, asked: ChatRequest, path: Line, model: Model, seen: "Seen | None") -> Counted:
         known = seen.known(path, model.encoding) if seen else ()
-        before = path.messages[len(known) : -NEW_MESSAGES]
-        if len(asked.body) > THREAD_BYTES and not self._counter.known(before, model.encoding):
+        if sum(len(message.raw) for message in path.messages[len(known) :]) > THREAD_BYTES:
             return await asyncio.to_thread(self._counted, asked, path, model, known)
         return self._counted(asked, path, model, known)
 
@@ -267,24 +262,25 @@ class MemoryManager:
             state = msgspec.structs.replace(state, known=stored.known, continues=stored.continues)
         if state.continues is not None:
             counted = await self._with_cut_history(wire, counted, state.continues, dialect)
+        before = usable(counted.line, [frozen for _, frozen in state.frozen])
         prices = wire.model.prices or RELATIVE_PRICES
         cold = state.age_seconds is None or state.age_seconds > prices.cache_seconds
-        blocks = standing_blocks(counted, state.frozen, state.blocks, budget, prices)
-        standing = Standing(counted, budget, prices, state.frozen, blocks, cold)
+        blocks = standing_blocks(counted, before, state.blocks, budget, prices)
+        standing = Standing(counted, budget, prices, before, blocks, cold)
         why = standing.why()
         if why and away and standing.tokens <= budget.limit:
             why = None  # what leaves the prompt must be stored first: wait for the database
-        if why is None and state.frozen is None:
+        if why is None and before is None:
             return replace(wire, reason=away)
-        frozen = state.frozen
-        if why is not None or frozen is None:
+        spent, now = spent_on_blocks(before, state.blocks), standing
+        if why is not None:
             await self._recorder.store_line(wire.to_record(), state.known)
-            frozen = await asyncio.to_thread(roll, self._rollover(wire, counted, budget, dialect), state.frozen)
-            frozen = replace(frozen, spent=spent_on_blocks(state.frozen, state.blocks))
-            blocks = {}
-        now = replace(standing, frozen=frozen, blocks=blocks)
-        allowance = now.allowance(spent_on_blocks(state.frozen, state.blocks))
-        return await self._assemble(wire, standing, now, allowance, why, dialect, away)
+            frozen = await asyncio.to_thread(roll, self._rollover(wire, counted, budget, dialect), before)
+            now = replace(standing, frozen=replace(frozen, spent=spent), blocks={})
+        folded, block = await self._assemble(wire, standing, now, now.allowance(spent), why, dialect)
+        mode = Mode.DEGRADED if away else Mode.FOLDED
+        folds = self._remember(counted.line, state, now.frozen if why else None, block)
+        return replace(folded, mode=mode, reason=away, folds=folds)
 
     async def _with_cut_history(self, wire: Prepared, counted: Counted, tip: bytes, dialect: Dialect) -> Counted:
         """The request on the line that its client cut: what was cut off can be searched and named again."""
@@ -316,9 +312,13 @@ class MemoryManager:
         allowance: int,
         why: str | None,
         dialect: Dialect,
-        away: str | None,
-    ) -> Prepared:
-        """The block, and the messages to forward. `before` is how the prompt stood before a rollover."""
+    ) -> tuple[Prepared, Block | None]:
+        """The messages to forward, and the block that was made for them.
+
+        Args:
+            before: how the prompt stood before a rollover.
+            allowance: tokens that the session may still spend on blocks.
+        """
         counted, frozen, blocks = now.counted, now.frozen, now.blocks
         assert frozen is not None
         search = self._search_for(wire, now, dialect)
@@ -331,18 +331,16 @@ class MemoryManager:
         forwarded = counted.fixed + sum(piece.placement.tokens for piece in pieces)
         fresh_block = block.tokens(len(counted.line)) if block else 0
         direct, ours = saved_input(before, forwarded, why is not None, fresh_block)
-        return replace(
+        folded = replace(
             wire,
             body=dialect.render(counted.asked, [piece.raw for piece in pieces]),
-            mode=Mode.DEGRADED if away else Mode.FOLDED,
-            reason=away,
             forwarded_tokens=forwarded,
             block_tokens=sum(b.tokens(len(counted.line)) for b in blocks.values()),
             rolled=why,
             saved_usd=direct - ours if wire.model.prices else None,
             record=explain(before, why, pieces, frozen, blocks.get(search.position)),
-            folds=self._remember(counted.line, frozen if why else None, block),
         )
+        return folded, block
 
     def _search_for(self, wire: Prepared, standing: Standing, dialect: Dialect) -> Search:
         assert standing.frozen is not None
@@ -434,36 +432,46 @@ class MemoryManager:
 
         Where this process has stored the line's newest answer and holds its frozen prompt, it knows as much.
         """
-        held = (found for node in reversed(path.nodes) if (found := self._frozen.get(node)))
-        frozen = next((found for found in held if not hides_newest_user(path, found)), None)
-        since = path.nodes[frozen.asked - 1 :] if frozen and not frozen.cut else path.nodes
-        blocks = tuple(block for node in since if (block := self._blocks.get(node)))
+        held = [(node, frozen) for node in reversed(path.nodes) if (frozen := self._frozen.get(node))]
+        blocks = tuple(block for node in path.nodes if (block := self._blocks.get(node))) if held else ()
         age = self._recorder.age(path)
-        if frozen and frozen.cut:
-            frozen = None  # its positions count messages that only the database has
-        if frozen and age is not None:
-            return LineState(known=fresh_from(path.messages), age_seconds=age, frozen=frozen, blocks=blocks), None
-        away = None
+        if age is not None and usable(path, [frozen for _, frozen in held]):
+            known = fresh_from(path.messages)
+            return LineState(known=known, age_seconds=age, frozen=tuple(held), blocks=blocks), None
         try:
             async with self._pool.connection() as connection:
                 state = await find_line(connection, caller.tenant, path.nodes)
         except StoreError as error:
-            state, away = LineState(age_seconds=0), str(error)
-        if state.frozen and hides_newest_user(path, state.frozen):
-            state = msgspec.structs.replace(state, frozen=None)
-        if frozen and (state.frozen is None or frozen.covers > state.frozen.covers):
-            state = msgspec.structs.replace(state, frozen=frozen)
-        return msgspec.structs.replace(state, blocks=(*state.blocks, *blocks)), away
+            return LineState(age_seconds=0, frozen=tuple(held), blocks=blocks), str(error)
+        self._learn_line(path, state)
+        known_too = tuple({**dict(held), **dict(state.frozen)}.items())
+        return msgspec.structs.replace(state, frozen=known_too, blocks=(*state.blocks, *blocks)), None
 
-    def _remember(self, path: Line, frozen: Frozen | None, block: Block | None) -> tuple[FoldRow, ...]:
+    def _learn_line(self, path: Line, state: LineState) -> None:
+        """Keep what another process may have made; not where positions count messages that only the database has."""
+        if state.continues is not None:
+            return
+        for node, frozen in state.frozen:
+            self._frozen.put(node, frozen)
+        for block in state.blocks:
+            self._blocks.put(path.nodes[block.asked - 1], block)
+
+    def _remember(
+        self, path: Line, state: LineState, frozen: Frozen | None, block: Block | None
+    ) -> tuple[FoldRow, ...]:
+        """The rows to write for what was made. A frozen prompt hangs on its last message, so that forks share it;
+        on the newest one where another hangs there already."""
         rows = []
         if frozen:
             node = path.nodes[frozen.covers - 1]
-            self._frozen.put(node, frozen)
+            if any(taken == node for taken, _ in state.frozen):
+                node = path.tip
             rows.append(FoldRow(node, "frozen", frozen.covers - 1, pack(frozen)))
+            if not path.cut:
+                self._frozen.put(node, frozen)
         if block:
-            self._blocks.put(path.tip, block)
             rows.append(FoldRow(path.tip, "block", len(path) - 1, pack(block)))
+            self._blocks.put(path.tip, block)
         return tuple(rows)
 
     # Record: the turn, durably.

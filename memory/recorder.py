@@ -170,12 +170,12 @@ class Recorder:
         try:
             rows = () if opened else await self._unknown_rows(asked)
             try:
-                await self._write(self._turn(asked, (*rows, *answers), ended))
+                session = await self._write(self._turn(asked, (*rows, *answers), ended))
             except StoreRefused:
-                await self._write(self._turn(asked, (*not_durable, *answers), ended))
+                session = await self._write(self._turn(asked, (*not_durable, *answers), ended))
         except StoreError:
             return await self._spool_turn(self._turn(asked, (*not_durable, *answers), ended))
-        self._mark(not_durable, self.session(asked.line))
+        self._mark((*not_durable, *answers), session)
         self._follow(asked.line)
         return Kept.COMMITTED
 
@@ -186,7 +186,7 @@ class Recorder:
     async def drain(self) -> int:
         """Write what the spool holds to the database; stops where that fails. Gives how many turns it wrote."""
 
-        async def write(record: bytes) -> None:
+        async def write(record: bytes) -> None:  # perhaps another process's: it tells nothing of what this one has seen
             try:
                 await self._write(unpack_turn(record))
             except (StoreRefused, msgspec.DecodeError) as error:  # set aside, so that it does not block what follows
@@ -202,13 +202,12 @@ class Recorder:
             log.info("spool replayed", turns=written)
         return written
 
-    async def _write(self, turn: TurnRecord) -> None:
+    async def _write(self, turn: TurnRecord) -> str:
         *first, last = batches(turn.nodes) or [()]
         for batch in first:
             async with self._pool.connection() as connection:
                 await save_nodes(connection, turn.tenant, turn.label, batch, turn.session)
-        session = await self._writer.write(msgspec.structs.replace(turn, nodes=tuple(last)) if first else turn)
-        self._mark(turn.nodes, session)
+        return await self._writer.write(msgspec.structs.replace(turn, nodes=tuple(last)) if first else turn)
 
     async def _spool_turn(self, turn: TurnRecord) -> Kept:
         try:

@@ -111,10 +111,6 @@ class Counter:
         kept.put(fresh)
         return [fresh[key] if count is None else count for key, count in zip(keys, counts, strict=True)]
 
-    def known(self, messages: Sequence[Message], encoding: str) -> bool:
-        """Whether all counts are at hand, so that counting costs no more than looking them up."""
-        return None not in self._messages[supported(encoding)].get([message_key(message) for message in messages])
-
     def schemas(self, schemas: Sequence[bytes], encoding: str) -> int:
         """Prompt tokens of tools, functions and response format, given as raw JSON.
 

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from memory.embed import Embedder, embedder
-from memory.errors import StoreError
+from memory.errors import SpoolError, StoreError
 from memory.manager import MemoryManager
 from memory.models import ModelTable
 from memory.recorder import Recorder
@@ -147,15 +147,23 @@ async def keep_database(parts: Parts, dsn: str, reached: asyncio.Event) -> None:
     parts.pool.on_change(lambda available: database_changed(parts, available))
     reached.set()
     while True:  # whatever the reason a turn was spooled for, it does not wait for the next outage
-        if parts.pool.available and parts.recorder.spooled():
-            await parts.recorder.drain()
+        await replay(parts)
         await asyncio.sleep(DRAIN_SECONDS)
+
+
+async def replay(parts: Parts) -> None:
+    """Write what was spooled to the database, if it is there; a disk that fails now is asked again later."""
+    try:
+        if parts.pool.available and await asyncio.to_thread(parts.recorder.spooled):
+            await parts.recorder.drain()
+    except (SpoolError, OSError) as error:
+        log.error("the spool cannot be read", reason=str(error))
 
 
 def database_changed(parts: Parts, available: bool) -> None:
     parts.metrics.database.set(int(available))
     if available:
-        parts.later(parts.recorder.drain())
+        parts.later(replay(parts))
 
 
 app = App()

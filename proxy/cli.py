@@ -18,7 +18,8 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-# Allocations before Python looks for cycles, by generation: requests make thousands of objects and hardly a cycle.
+# When Python looks for cycles: after so many new objects, and so many such looks. Requests make thousands of objects
+# and hardly a cycle.
 COLLECT_AFTER = (50_000, 20, 100)
 
 

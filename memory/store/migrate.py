@@ -25,7 +25,6 @@ STEPS = (
 )
 
 MINIMUM_PGVECTOR = (0, 8, 0)  # iterative index scans; below it a filtered search comes back short
-GOOD_PGVECTOR = (0, 8, 6)
 
 
 def folder() -> Path:

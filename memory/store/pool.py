@@ -16,7 +16,12 @@ WAIT_SECONDS = 0.25  # a request waits no longer than this for the database
 PROBE_SECONDS = 0.5  # how often the gate tries again
 CONNECT_SECONDS = 5.0
 
-SETTINGS = {"role": "infold_app", "application_name": "infold", "jit": "off"}
+SETTINGS = {
+    "role": "infold_app",
+    "application_name": "infold",
+    "jit": "off",
+    "lock_timeout": "100ms",  # two groups of turns that wait for each other give up before the wait of either ends
+}
 
 AWAY = (
     OSError,

@@ -58,7 +58,7 @@ class LineState(msgspec.Struct, frozen=True):
     session: str | None = None
     continues: bytes | None = None  # the node after which the client cut its history
     age_seconds: float | None = None  # since its newest known message came; None: unknown line
-    frozen: Frozen | None = None
+    frozen: tuple[tuple[bytes, Frozen], ...] = ()  # with the node each hangs on, deepest first
     blocks: tuple[Block, ...] = ()
 
 
@@ -82,13 +82,13 @@ async def find_line(connection: asyncpg.Connection, tenant: bytes, nodes: Sequen
     )
     known = next((row for row in rows if row["kind"] == "known"), None)
     cut = next((row["node"] for row in rows if row["kind"] == "continues"), None)
-    frozen = next((row["data"] for row in rows if row["kind"] == "frozen"), None)
+    frozen = [(row["node"], row["data"]) for row in rows if row["kind"] == "frozen"]
     return LineState(
         known=known["depth"] + 1 if known else 0,
         session=known["session"] if known else None,
         continues=cut,
         age_seconds=known["age"] if known else None,
-        frozen=msgspec.msgpack.decode(frozen, type=Frozen) if frozen else None,
+        frozen=tuple((node, msgspec.msgpack.decode(data, type=Frozen)) for node, data in frozen),
         blocks=tuple(msgspec.msgpack.decode(row["data"], type=Block) for row in rows if row["kind"] == "block"),
     )
 

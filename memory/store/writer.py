@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from memory.errors import StoreError, StoreUnavailable
-from memory.store.pool import Pool
+from memory.store.pool import WAIT_SECONDS, Pool
 from memory.store.turns import BATCH_BYTES, TurnRecord, record_turns
 
 MOST_TURNS = 32  # in one commit; they fail together, and then each is tried alone
@@ -38,7 +38,11 @@ class TurnWriter:
         self._waiting.append((turn, ended))
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit_all())
-        return await ended
+        try:
+            async with asyncio.timeout(WAIT_SECONDS):
+                return await ended
+        except TimeoutError as error:  # it may be written yet; written again, it changes nothing
+            raise StoreUnavailable("the turn was not committed in time") from error
 
     async def _commit_all(self) -> None:
         taken: list[Waiting] = []
@@ -55,10 +59,11 @@ class TurnWriter:
 
     def _next(self) -> list[Waiting]:
         """What waits, up to MOST_TURNS and BATCH_BYTES."""
-        taken, size = [self._waiting.popleft()], 0
+        taken = [self._waiting.popleft()]
+        room = BATCH_BYTES - size_of(taken[0][0])
         while self._waiting and len(taken) < MOST_TURNS:
-            size += sum(len(row.raw) for row in taken[-1][0].nodes)
-            if size > BATCH_BYTES:
+            room -= size_of(self._waiting[0][0])
+            if room < 0:
                 break
             taken.append(self._waiting.popleft())
         return taken
@@ -79,3 +84,8 @@ class TurnWriter:
         for (_, ended), session in zip(waiting, sessions, strict=True):
             if not ended.done():
                 ended.set_result(session)
+
+
+def size_of(turn: TurnRecord) -> int:
+    """Bytes of what makes a turn large."""
+    return len(turn.record) + sum(len(row.raw) for row in turn.nodes) + sum(len(fold.data) for fold in turn.folds)

@@ -101,7 +101,7 @@ grant select on infold.secrets to infold_app;
 grant select on infold.alembic_version to infold_app;
 
 -- What we know of a line of conversation: its deepest known node, the node after which the client cut its history,
--- the newest frozen prompt, and the blocks made since. Looks from the newest message back: what it wants is near.
+-- the newest frozen prompts, and the blocks made about then and since. Looks from the newest message back: what it wants is near.
 create function infold.find_line(p_tenant bytea, p_nodes bytea[])
 returns table (kind text, node bytea, depth integer, data bytea, session text, age double precision)
 language plpgsql as $$
@@ -121,16 +121,13 @@ begin
         from infold.nodes n where n.tenant = p_tenant and n.node = p_nodes[1] and n.continues is not null;
     high := known;
     while high > 0 loop
-        select f.node, f.depth, f.data into node, depth, data
-        from infold.folds f
-        where f.tenant = p_tenant and f.node = any(p_nodes[greatest(high - 63, 1):high]) and f.kind = 'frozen'
-        order by f.depth desc limit 1;
-        if found then
-            kind := 'frozen';
-            since := array_position(p_nodes, node);
-            return next;
-            exit;
-        end if;
+        since := greatest(high - 63, 1);
+        return query
+            select f.kind, f.node, f.depth, f.data, null::text, null::float8
+            from infold.folds f
+            where f.tenant = p_tenant and f.node = any(p_nodes[since:high]) and f.kind = 'frozen'
+            order by f.depth desc limit 4;
+        exit when found;
         high := high - 64;
     end loop;
     return query
@@ -379,8 +376,7 @@ begin
         insert into infold.folds (tenant, node, kind, depth, data)
             select p_tenant, node, kind, depth, data
             from unnest(p_fold_nodes, p_fold_kinds, p_fold_depths, p_folds) as new (node, kind, depth, data)
-            on conflict (tenant, node, kind) do update set depth = excluded.depth, data = excluded.data
-            where excluded.kind = 'frozen';  -- made anew on a fork that could not use it; a block stays as it was
+            on conflict do nothing;
     end if;
     if cardinality(p_jobs) > 0 then  -- the queue wakes its workers for every statement, also for one without rows
         insert into infold.pgqueuer (priority, entrypoint, payload, status, dedupe_key)

@@ -185,7 +185,7 @@ async def probes(pool: Pool, owner: asyncpg.Connection) -> list[str]:
     turns = [row["node"] for row in await owner.fetch("select node from infold.turns where $1 = tenant", ALICE)]
     async with pool.connection(5) as connection:
         state = await find_line(connection, BOB, nodes)
-        found += ["find_line"] * (state.known > 0 or state.frozen is not None or bool(state.blocks))
+        found += ["find_line"] * (state.known > 0 or bool(state.frozen) or bool(state.blocks))
     async with pool.tenant(BOB) as connection:
         exported = b"".join([line async for line in export_lines(connection, BOB)])
         found += ["export"] * (b"alices-canary" in exported)

@@ -171,16 +171,6 @@ def test_all_that_is_missing_goes_in_one_batch_and_twins_once():
     assert len(set(counts)) == 1
 
 
-def test_known_says_whether_counting_is_instant():
-    counter = Counter(engine=Counting())
-    seen, unseen = message("user", "seen"), message("user", "unseen")
-    counter.message(seen, "o200k_base")
-
-    assert counter.known([seen], "o200k_base")
-    assert not counter.known([seen, unseen], "o200k_base")
-    assert not counter.known([seen], "cl100k_base")
-
-
 def test_trailing_white_space_is_the_same_message_but_not_the_same_tokens():
     counter = Counter()
     short, long = message("user", "hello"), message("user", "hello" + "\n\t" * 500)

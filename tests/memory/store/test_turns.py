@@ -236,7 +236,7 @@ async def test_odd_names_of_roles_models_and_labels_are_taken(pool):
 async def test_a_line_nobody_knows_has_no_state(pool):
     async with pool.connection() as connection:
         state = await find_line(connection, TENANT, line_of([user("hi")]).nodes)
-    assert (state.known, state.session, state.age_seconds, state.frozen, state.blocks) == (0, None, None, None, ())
+    assert (state.known, state.session, state.age_seconds, state.frozen, state.blocks) == (0, None, None, (), ())
 
 
 async def test_a_line_is_found_by_its_longest_known_path(pool):
@@ -261,8 +261,8 @@ async def test_of_several_frozen_prompts_the_newest_on_this_line_counts(pool):
         here = await find_line(connection, TENANT, line.nodes)
         there = await find_line(connection, TENANT, fork.nodes)
 
-    assert (here.frozen, here.blocks) == (deeper, (BLOCK,))
-    assert (there.frozen, there.blocks) == (FROZEN, ())
+    assert ([frozen for _, frozen in here.frozen], here.blocks) == ([deeper, FROZEN], (BLOCK,))
+    assert ([frozen for _, frozen in there.frozen], there.blocks) == ([FROZEN], ())
 
 
 @pytest.mark.parametrize(("kind", "value"), [("frozen", FROZEN), ("block", BLOCK)])

@@ -2,9 +2,11 @@
 
 import asyncio
 
+import asyncpg
 import pytest
+from msgspec.structs import replace
 
-from memory.errors import StoreRefused, StoreUnavailable
+from memory.errors import StoreError, StoreRefused, StoreUnavailable
 from memory.identify import child
 from memory.store import writer
 from memory.store.pool import Pool
@@ -21,6 +23,12 @@ def turn(number: int, tenant: bytes = TENANTS[0], stored: bool = True) -> TurnRe
     node = child(tenant, b"", asked)
     row = NodeRow(node, None, 0, True, "user", asked.digest, asked.raw, 4)
     return TurnRecord(tenant, f"s{number}", (row,) if stored else (), node, attempt_id(), "answered", "m", (), b"{}")
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may take longer than a request would wait."""
+    monkeypatch.setattr(writer, "WAIT_SECONDS", 10)
 
 
 @pytest.fixture
@@ -103,3 +111,25 @@ async def test_whatever_breaks_a_commit_off_nobody_waits_for_ever(pool, monkeypa
 
     monkeypatch.undo()
     assert await waiting.write(turn(99)) == "s99"
+
+
+async def test_a_turn_waits_for_its_commit_no_longer_than_a_request_may(pool, dsn, monkeypatch):
+    monkeypatch.setattr(writer, "WAIT_SECONDS", 0.25)
+    connection = await asyncpg.connect(dsn)
+    async with connection.transaction():
+        await connection.execute("lock infold.turns in access exclusive mode")
+        began = asyncio.get_running_loop().time()
+        ended = await asyncio.gather(*map(TurnWriter(pool).write, map(turn, range(100))), return_exceptions=True)
+        waited = asyncio.get_running_loop().time() - began
+    await connection.close()
+
+    assert all(isinstance(end, StoreError) for end in ended)
+    assert waited < 5
+
+
+async def test_a_commit_holds_no_more_than_a_batch(pool, commits, monkeypatch):
+    monkeypatch.setattr(writer, "BATCH_BYTES", 5_000)
+    large = replace(turn(3), record=b"x" * 20_000)
+    await asyncio.gather(*map(TurnWriter(pool).write, [turn(1), turn(2), large, turn(4)]))
+
+    assert commits[:3] == [2, 1, 1]
