@@ -219,7 +219,9 @@ def decide(state: State, headers: Mapping[str, str], raw: bytes) -> tuple[Json, 
         return body, Answer(200, reply, {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2})
     try:
         body = orjson.loads(raw)
-    except orjson.JSONDecodeError:
+        if not isinstance(body, dict):
+            raise TypeError("an object is expected")
+    except (orjson.JSONDecodeError, TypeError):
         error = {"message": "We could not parse the JSON body of your request.", "type": "invalid_request_error"}
         return {}, Answer(400, {}, {}, {"error": {**error, "param": None, "code": None}})
     key, model = headers.get("authorization", ""), str(body.get("model") or "")
@@ -379,6 +381,7 @@ def main() -> None:
     parser.add_argument("--windows", default="", help="further windows in tokens for /v1/models, with commas between")
     given = parser.parse_args()
     windows = [int(n) for n in given.windows.split(",") if n]
+    print(f"A scripted provider listens on http://{given.host}:{given.port}/v1", flush=True)
     uvicorn.run(
         application(windows), host=given.host, port=given.port, log_level="warning", access_log=False, lifespan="off"
     )

@@ -154,7 +154,8 @@ async def keep_database(parts: Parts, dsn: str, reached: asyncio.Event) -> None:
 async def replay(parts: Parts) -> None:
     """Write what was spooled to the database, if it is there; a disk that fails now is asked again later."""
     try:
-        if parts.pool.available and await asyncio.to_thread(parts.recorder.spooled):
+        waiting = await asyncio.to_thread(parts.recorder.spooled)
+        if waiting and parts.pool.available:
             await parts.recorder.drain()
     except (SpoolError, OSError) as error:
         log.error("the spool cannot be read", reason=str(error))

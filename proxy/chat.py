@@ -30,6 +30,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
+OFF = frozenset((b"off", b"false", b"no", b"0"))  # privacy does not hang on a spelling
 LARGE_BYTES = 256 * 1024  # from here on a body is parsed in a thread, so that it stalls nobody
 ERROR_BYTES = 64 * 1024  # of a refusal are read to see whether the prompt was too long
 
@@ -63,7 +64,7 @@ async def chat_completions(parts: Parts, exchange: Exchange) -> None:
     try:
         exchange.check()
         body = await exchange.body(parts.config.max_body_mib * 1024 * 1024)
-        if exchange.method != "POST" or exchange.header(b"x-infold-memory") == b"off":
+        if exchange.method != "POST" or memory_is_off(parts, exchange):
             return await relay(parts.upstream, exchange, body, headers=lent(parts, exchange.headers))
         await while_client_stays(exchange, converse(parts, exchange, body))
     except ClientGone:
@@ -73,6 +74,14 @@ async def chat_completions(parts: Parts, exchange: Exchange) -> None:
     except ProxyError as error:
         log.warning("refused", reason=str(error))
         await exchange.refuse(error)
+
+
+def memory_is_off(parts: Parts, exchange: Exchange) -> bool:
+    given = exchange.header(b"x-infold-memory")
+    if given is None or given.strip().lower() not in OFF:
+        return False
+    parts.metrics.passed_through.labels("off").inc()
+    return True
 
 
 async def converse(parts: Parts, exchange: Exchange, body: bytes) -> None:
@@ -130,7 +139,7 @@ async def understood(parts: Parts, exchange: Exchange, body: bytes) -> ChatReque
 
     if len(body) < LARGE_BYTES and encoding is None:
         return parse()
-    async with parts.parsing:  # one at a time: the parser remembers messages
+    async with parts.parsing:  # one at a time, so that threads do not fight over one parser
         return await asyncio.to_thread(parse)
 
 

@@ -144,7 +144,8 @@ class Household:
                 server = self._revive_database(server)
                 for child in children:
                     child.revive()
-            self._end(children, server)
+            log.info("stopping", note="running streams finish first; another Ctrl-C cuts them")
+            self._end(children, listener, server)
 
     def _database(self, stack: ExitStack) -> EmbeddedPostgres | None:
         if self._config.database_url is not None:
@@ -177,12 +178,13 @@ class Household:
         self._hurry = self._stopping
         self._stopping = True
 
-    def _end(self, children: Sequence[Child], server: EmbeddedPostgres | None) -> None:
+    def _end(self, children: Sequence[Child], listener: socket.socket, server: EmbeddedPostgres | None) -> None:
         """Let streams finish, then end the job worker and the database."""
         *web, worker = children
         for child in web:
             if child.process is not None and child.process.poll() is None:
                 child.process.send_signal(signal.SIGTERM)
+        listener.close()  # with the children's own, so that who comes now is refused and does not wait in vain
         deadline = time.monotonic() + self._config.drain_seconds
         while any(child.process and child.process.poll() is None for child in web):
             if self._hurry or time.monotonic() > deadline:

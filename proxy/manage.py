@@ -1,5 +1,6 @@
 """Our own endpoints: health, metrics, the explanation of a turn, the export."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 
@@ -34,8 +35,8 @@ async def ready(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     parts = parts_of(request)
-    parts.metrics.spooled.set(parts.recorder.spooled())
-    with suppress(StoreError):  # then the gauge stays as it was
+    with suppress(StoreError):  # then the gauges stay as they were
+        parts.metrics.spooled.set(await asyncio.to_thread(parts.recorder.spooled))
         async with parts.pool.connection(1) as connection:
             parts.metrics.jobs.set(await jobs_pending(connection))
     return Response(parts.metrics.render(), media_type=CONTENT_TYPE.decode())
