@@ -10,8 +10,8 @@ import pytest
 
 from memory.budget import budget
 from memory.types import Model
-from tests.conversations import count, prose, result, user
-from tests.proxied import MODEL, WINDOW, Prompt, Provider, Proxy, problems, proxying
+from tests.conversations import calling, count, prose, result, user
+from tests.proxied import MODEL, WINDOW, Prompt, Provider, Proxy, problems, proxying, text_of
 
 Json = dict[str, Any]
 
@@ -221,3 +221,30 @@ def test_another_replica_goes_on_with_the_same_frozen_prompt(new_database, tmp_p
             said.append({"role": "assistant", "content": reply.choices[0].message.content})
     breaks = [not begins_with(after, before) for before, after in itertools.pairwise(provider.prompts)]
     assert sum(breaks) <= 1
+
+
+def test_what_another_replica_made_is_not_forgotten_after_one_request(new_database, tmp_path):
+    """The second rolls over inside a loop and quotes; the first goes on with it, and then knows it by itself."""
+    provider = Provider()
+    rng = random.Random(4)
+    loop = [m for _ in range(16) for m in (user(prose(rng, 80)), {"role": "assistant", "content": prose(rng, 120)})]
+    loop += [user("Which orchard had the copper rocket?")]
+    with (
+        new_database() as dsn,
+        provider.serving() as upstream,
+        proxying(upstream.url, dsn, tmp_path / "a") as one,
+        proxying(upstream.url, dsn, tmp_path / "b") as two,
+        one.client() as first,
+        two.client() as second,
+    ):
+        for step, client in enumerate((first, second, second, first, first, first, second)):
+            client.chat.completions.create(model=MODEL, messages=loop, max_tokens=RESERVE)
+            words = 2_500 if step == 0 else 60
+            loop += [calling((f"c{step}", "{}")), result(f"c{step}", prose(rng, words))]
+    with_blocks = [[text_of(message) for message in prompt.messages] for prompt in provider.prompts]
+    later = list(itertools.pairwise(with_blocks))[2:]
+
+    assert len(provider.prompts[0].messages) == 33
+    assert len(provider.prompts[1].messages) < 33
+    assert all(prompt.blocks for prompt in provider.prompts[1:])
+    assert all(after[: len(before)] == before for before, after in later)

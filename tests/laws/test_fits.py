@@ -332,3 +332,19 @@ async def test_a_large_history_never_stalls_others_for_long(house):
     await house.ask(house.tenant(), [*messages, user("and?")], model="m-8k")
     watching.cancel()
     assert longest < 0.5  # seconds; 0.05 is promised, on a machine that is not busy
+
+
+async def test_equal_messages_that_count_differently_are_counted_anew(house):
+    """White space at the end and an image's detail make no other message, but other tokens."""
+
+    def history(detail: str, space: str) -> list[Json]:
+        seen = {"type": "image_url", "image_url": picture["image_url"] | {"detail": detail}}
+        return [user([seen, {"type": "text", "text": f"picture {n}{space}"}]) for n in range(4)]
+
+    caller = house.tenant()
+    first = await house.ask(caller, history("low", ""), answer=assistant("seen"), model="m-32k")
+    again = await house.ask(caller, [*history("high", " \n" * 2_000), user("?")], model="m-32k")
+
+    assert first.line.nodes == again.line.nodes[:4]
+    assert again.asked_tokens == tokens_in(again.asked.body)
+    assert again.asked_tokens > first.asked_tokens + 4 * 500
