@@ -54,7 +54,7 @@ COUNT_MARGIN = 1.02  # texts differ in how much more a provider counts
 MOST_FACTOR = 2.0  # no vocabulary of today needs more tokens than that
 PLENTY = 2  # blocks of full size that a session can still afford; with less it spends on the best alone
 LOOP_PARTS = 8  # of the room between two rollovers: a block inside a loop has at most one
-LOOP_TOKENS = 2_048  # or, where windows are small, so many in its first request, and later if rollovers stay rare
+LOOP_TOKENS = 3_072  # or, where windows are small, so many in its first request, and later if rollovers stay rare
 ROLLOVERS = 1.3  # times what the client's new messages alone would cause, at most
 EMBED_FROM = 0.5  # of the trigger: shorter sessions are never embedded
 

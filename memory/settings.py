@@ -11,7 +11,7 @@ class Compression:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    max_share: float = 0.5  # share of the window that a re-injected block may have, 0-0.5
+    max_share: float = 0.6  # share of the window that a re-injected block may have, 0-0.75
     floor: float = 0.08  # relevance below which nothing comes back, 0-1
 
 

@@ -44,7 +44,7 @@ class CompressionSection(Section):
 
 
 class RecallSection(Section):
-    max_share: Annotated[float, Field(ge=0, le=0.5)] = Recall().max_share
+    max_share: Annotated[float, Field(ge=0, le=0.75)] = Recall().max_share
     floor: Share = Recall().floor
 
 

@@ -242,7 +242,7 @@ def test_what_another_replica_made_is_not_forgotten_after_one_request(new_databa
             words = 2_500 if step == 0 else 60
             loop += [calling((f"c{step}", "{}")), result(f"c{step}", prose(rng, words))]
     with_blocks = [[text_of(message) for message in prompt.messages] for prompt in provider.prompts]
-    later = list(itertools.pairwise(with_blocks))[2:]
+    later = list(itertools.pairwise(with_blocks))[3:]
 
     assert len(provider.prompts[0].messages) == 33
     assert len(provider.prompts[1].messages) < 33
