@@ -348,7 +348,7 @@ async def prepare(bench: Bench) -> None:
 
 async def settle(bench: Bench) -> None:
     async with connect(bench.provider, bench.infold) as client:
-        await client.wait_for_jobs(2 if bench.quick else 300)
+        await client.wait_for_jobs(2 if bench.quick else 120)
 
 
 def measure(bench: Bench) -> None:

@@ -54,7 +54,7 @@ class StreamAnswer:
 
 
 class PlainAnswer:
-    """Any other body: its last byte is held back, or its last piece where its length tells which that is."""
+    """Any other body: its last byte is held back."""
 
     def __init__(self, encoding: str | None, length: int | None = None) -> None:
         self._encoding = encoding
@@ -71,8 +71,8 @@ class PlainAnswer:
         if self._missing is not None:
             self._missing -= len(chunk)
             if self._missing == 0:
-                self.held = chunk
-                return b""
+                self.held = chunk[-1:]
+                return chunk[:-1]
             return chunk
         ready, self.held = self.held + chunk[:-1], chunk[-1:]
         return ready
