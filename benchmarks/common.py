@@ -42,7 +42,7 @@ def arguments(doc: str, examples: str, **defaults: Any) -> argparse.ArgumentPars
         description=doc, epilog=f"examples:\n{examples}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a check of under a minute on the shipped sample; exit code 1 if it fails"
+        "--quick", action="store_true", help="a check of a minute or two on the shipped sample; exit code 1 if it fails"
     )
     parser.add_argument("--direct", action="store_true", help="only the figure for doing nothing: no proxy is started")
     parser.add_argument("--save", action="store_true", help="keep the result as JSON in benchmarks/results/")
