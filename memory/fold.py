@@ -16,6 +16,10 @@ from memory.segment import segment
 from memory.types import Block, Budget, Form, Frozen, Placement, Prices
 
 HELD_BACK_TOKENS = 40
+PLENTY = 2  # blocks of full size that a session can still afford; with less it spends on the best alone
+LOOP_PARTS = 8  # of the room between two rollovers: a block inside a loop has at most one
+LOOP_TOKENS = 3_072  # or, where windows are small, so many in its first request, and later if rollovers stay rare
+ROLLOVERS = 1.3  # times what the client's new messages alone would cause, at most
 FIRST_TOKENS, FIRST_WINDOWS = 16_384, 2  # that a session may spend on blocks before it has earned any, the less
 
 
@@ -134,6 +138,44 @@ def standing_blocks(
         if position == newest or (block.kept and block_stays(block.kept_tokens, behind, budget, prices)):
             stay[position] = block
     return stay
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Tokens that a new block may have."""
+
+    stays: int  # as long as it stands
+    once: int  # in the request that made it; at most `stays` where filling does not pay
+    scarce: bool  # the session has little left to spend on blocks
+
+
+def block_room(standing: Standing, in_loop: bool, max_share: float, allowance: int, rolled: bool) -> Room:
+    """What the next block may have.
+
+    With a cold cache filling the prompt up costs no more than the client's own, longer prompt would have.
+
+    Args:
+        standing: the prompt without it.
+        in_loop: it stays for a whole loop, so it must not bring the next rollover near.
+        max_share: of the window.
+        allowance: tokens that the session may still spend on blocks.
+        rolled: this request rolled over, so all behind the front is written anew in any case.
+    """
+    budget = standing.budget
+    room = max(budget.limit - standing.tokens, 0)
+    once = most = int(max_share * budget.window)
+    if in_loop:
+        between = budget.trigger - budget.target
+        spare = budget.limit - budget.target - int(between / ROLLOVERS)
+        most = min(most, max(between // LOOP_PARTS, min(LOOP_TOKENS, spare)))
+        once = max(most, min(once, LOOP_TOKENS))
+    scarce = allowance < PLENTY * most
+    stays = min(most, room, allowance // 2 if scarce else allowance)
+    if rolled and standing.cold:
+        return Room(stays, room, scarce)
+    if rolled and not in_loop:
+        return Room(stays, min(room, allowance), scarce)
+    return Room(stays, stays if scarce else max(stays, min(once, room, allowance)), scarce)
 
 
 def cut_to_fit(standing: Standing) -> dict[int, Block]:

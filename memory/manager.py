@@ -22,6 +22,7 @@ from memory.errors import CannotFit, InvalidRequest, ModelError, StoreError
 from memory.explain import explain
 from memory.fold import (
     Standing,
+    block_room,
     cut_to_fit,
     saved_input,
     spent_on_blocks,
@@ -52,10 +53,6 @@ LINES_BYTES = 16 * 1024 * 1024  # of conversations whose nodes and tokens this p
 FOLDS_BYTES = 16 * 1024 * 1024  # of frozen prompts, and of blocks, that this process remembers
 COUNT_MARGIN = 1.02  # texts differ in how much more a provider counts
 MOST_FACTOR = 2.0  # no vocabulary of today needs more tokens than that
-PLENTY = 2  # blocks of full size that a session can still afford; with less it spends on the best alone
-LOOP_PARTS = 8  # of the room between two rollovers: a block inside a loop has at most one
-LOOP_TOKENS = 3_072  # or, where windows are small, so many in its first request, and later if rollovers stay rare
-ROLLOVERS = 1.3  # times what the client's new messages alone would cause, at most
 EMBED_FROM = 0.5  # of the trigger: shorter sessions are never embedded
 
 
@@ -360,26 +357,12 @@ class MemoryManager:
     async def _reinject(
         self, caller: Caller, search: Search, standing: Standing, allowance: int, rolled: bool
     ) -> Block:
-        """Search for what belongs before the newest user message.
-
-        With a cold cache filling the prompt up costs no more than the client's own, longer prompt would have.
-        """
-        budget = standing.budget
-        room = max(budget.limit - standing.tokens, 0)
-        once = most = int(self._settings.recall.max_share * budget.window)
-        if search.in_loop:  # it stays for the whole loop, so it must not bring the next rollover near
-            between = budget.trigger - budget.target
-            spare = budget.limit - budget.target - int(between / ROLLOVERS)
-            most = min(most, max(between // LOOP_PARTS, min(LOOP_TOKENS, spare)))
-            once = max(most, min(once, LOOP_TOKENS))
-        scarce = allowance < PLENTY * most
-        share = min(most, room, allowance // 2 if scarce else allowance)
-        fill = share if scarce else max(share, min(once, room, allowance))
-        if rolled and (standing.cold or not search.in_loop):
-            fill = room if standing.cold else min(room, allowance)
+        """Search for what belongs before the newest user message."""
+        max_share = self._settings.recall.max_share
+        room = block_room(standing, search.in_loop, max_share, allowance, rolled)
         search = replace(search, similar=await self._similar(caller, search))
-        thrifty = scarce and not standing.cold
-        block = await asyncio.to_thread(reinject, search, share, fill, thrifty, standing.cold)
+        thrifty = room.scarce and not standing.cold
+        block = await asyncio.to_thread(reinject, search, room.stays, room.once, thrifty, standing.cold)
         paid = block.kept_tokens if standing.cold else max(block.kept_tokens, block.filled_tokens)
         return replace(block, paid_tokens=paid)
 

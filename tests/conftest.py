@@ -126,6 +126,18 @@ def provider() -> Provider:
     return Provider()
 
 
+@pytest.fixture(scope="module")
+def house(new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Proxy, Provider]]:
+    """A proxy and its provider that all tests of a file share."""
+    provider = Provider()
+    with (
+        new_database() as dsn,
+        provider.serving() as upstream,
+        proxying(upstream.url, dsn, tmp_path_factory.mktemp("house")) as proxy,
+    ):
+        yield proxy, provider
+
+
 @pytest.fixture
 def upstream(provider: Provider) -> Iterator[ScriptedUpstream]:
     with provider.serving() as serving:

@@ -39,17 +39,6 @@ class Talker:
         return self.provider.prompts[-1]
 
 
-@pytest.fixture(scope="module")
-def house(new_database: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    provider = Provider()
-    with (
-        new_database() as dsn,
-        provider.serving() as upstream,
-        proxying(upstream.url, dsn, tmp_path_factory.mktemp("identity")) as proxy,
-    ):
-        yield proxy, provider
-
-
 @pytest.fixture
 def talker(house: Any) -> Talker:
     return Talker(*house, f"sk-identity-{next(keys)}")

@@ -157,17 +157,6 @@ class Talk:
 SECRET = "The vault combination is 7-19-88-QUARTZ and must never be guessed."
 
 
-@pytest.fixture(scope="module")
-def house(new_database: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    provider = Provider()
-    with (
-        new_database() as dsn,
-        provider.serving() as upstream,
-        proxying(upstream.url, dsn, tmp_path_factory.mktemp("talk")) as proxy,
-    ):
-        yield proxy, provider
-
-
 numbers = itertools.count(100)
 
 

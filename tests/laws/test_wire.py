@@ -274,9 +274,10 @@ async def test_only_our_own_paths_are_ours(wire, target):
     assert [one.target for one in wire.upstream.requests[before:]] == [b"/v1" + target]
 
 
-async def test_memory_off_is_a_pure_wire_that_leaves_no_trace(wire):
+@pytest.mark.parametrize("spelling", [b"off", b"OFF", b" Off ", b"false", b"no", b"0"])
+async def test_memory_off_is_a_pure_wire_that_leaves_no_trace(wire, spelling):
     body = body_of([user("do not remember the word heliotrope")])
-    got = await wire.post(body, (b"X-Infold-Memory", b"off"))
+    got = await wire.post(body, (b"X-Infold-Memory", spelling))
 
     assert wire.seen.body == body
     assert (got.status, got.body, ours(got)) == (200, ANSWER, {})

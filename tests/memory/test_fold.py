@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from memory.assemble import Counted, assemble
 from memory.budget import budget
 from memory.errors import CannotFit
-from memory.fold import Standing, saved_input, standing_blocks, without_store
+from memory.fold import LOOP_TOKENS, ROLLOVERS, Standing, block_room, saved_input, standing_blocks, without_store
 from memory.prompts import HELD_BACK
 from memory.types import Block, Budget, Form, Frozen, Model, Part, Prices
 from proxy.wire.openai import message_json
@@ -242,3 +242,32 @@ def test_without_a_store_a_huge_newest_result_cannot_fit():
 
 def test_budgets_of_these_tests_are_those_of_the_product():
     assert budget(Model("m", 8_192), 1_024, 0) == BUDGET
+
+
+# What a block may have
+
+
+@pytest.mark.parametrize("window", [2_048, 4_096, 8_192, 32_768, 131_072])
+@pytest.mark.parametrize("rolled", [False, True])
+def test_a_block_in_a_loop_leaves_rollovers_rare_and_every_block_fits(window, rolled):
+    budget = Budget(window, window // 8, window * 7 // 8, window * 3 // 4, window // 4)
+    now = standing(talk_of(1_000), budget=budget)
+    most = budget.limit - now.tokens
+    inside = block_room(now, True, 0.6, 10**9, rolled)
+    outside = block_room(now, False, 0.6, 10**9, rolled)
+
+    between = budget.trigger - budget.target
+    assert 0 < inside.stays <= inside.once <= most
+    assert inside.once <= max(LOOP_TOKENS, between // 8)
+    assert between / (budget.limit - budget.target - inside.stays) <= ROLLOVERS * 1.01
+    assert inside.stays <= outside.stays <= outside.once <= most
+    assert block_room(replace(now, cold=True), False, 0.6, 10**9, True).once == most
+
+
+def test_a_session_that_can_afford_little_spends_half_of_it_and_none_without():
+    now = standing(talk_of(1_000))
+    poor = block_room(now, False, 0.6, 1_000, rolled=False)
+
+    assert (poor.stays, poor.once, poor.scarce) == (500, 500, True)
+    assert block_room(now, False, 0.6, 0, rolled=True).once == 0
+    assert not block_room(now, False, 0.6, 10**9, rolled=False).scarce

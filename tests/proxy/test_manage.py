@@ -18,17 +18,6 @@ def history(seed: int = 1, turns: int = 30) -> list[Json]:
     return [m for _ in range(turns) for m in (user(prose(rng, 90)), assistant(prose(rng, 130)))]
 
 
-@pytest.fixture(scope="module")
-def house(new_database: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    provider = Provider()
-    with (
-        new_database() as dsn,
-        provider.serving() as upstream,
-        proxying(upstream.url, dsn, tmp_path_factory.mktemp("manage")) as proxy,
-    ):
-        yield proxy, provider
-
-
 def turn(proxy: Proxy, messages: list[Json], key: str = "sk-alice", model: str = MODEL) -> dict[str, str]:
     with proxy.client(key) as client:
         reply = client.chat.completions.with_raw_response.create(model=model, messages=messages, max_tokens=256)  # type: ignore[arg-type]
