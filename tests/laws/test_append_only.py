@@ -1,15 +1,20 @@
 """Law 3: a rollover is rare and large; between two of them the previous prompt, its block aside, is a prefix."""
 
+import contextlib
 import itertools
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from memory.budget import budget
 from memory.types import Model
+from tests.conftest import NewDatabase
 from tests.conversations import calling, count, prose, result, user
 from tests.proxied import MODEL, WINDOW, Prompt, Provider, Proxy, problems, proxying, text_of
 
@@ -202,18 +207,27 @@ def test_resending_the_same_request_gives_the_same_prompt(new_database, tmp_path
     assert len({prompt.seen.body for prompt in provider.prompts}) == 1
 
 
+@contextlib.contextmanager
+def replicas(
+    provider: Provider, new_database: NewDatabase, folder: Path
+) -> Iterator[tuple[openai.OpenAI, openai.OpenAI]]:
+    """Two proxies on one database, by their clients."""
+    with (
+        new_database() as dsn,
+        provider.serving() as upstream,
+        proxying(upstream.url, dsn, folder / "a") as one,
+        proxying(upstream.url, dsn, folder / "b") as two,
+        one.client() as first,
+        two.client() as second,
+    ):
+        yield first, second
+
+
 def test_another_replica_goes_on_with_the_same_frozen_prompt(new_database, tmp_path):
     provider = Provider()
     rng = random.Random(3)
     said = [m for _ in range(40) for m in (user(prose(rng, 80)), {"role": "assistant", "content": prose(rng, 120)})]
-    with (
-        new_database() as dsn,
-        provider.serving() as upstream,
-        proxying(upstream.url, dsn, tmp_path / "a") as one,
-        proxying(upstream.url, dsn, tmp_path / "b") as two,
-        one.client() as first,
-        two.client() as second,
-    ):
+    with replicas(provider, new_database, tmp_path) as (first, second):
         for number in range(12):
             said.append(user(f"step {number}: {prose(rng, 60)}"))
             client = (first, second)[number % 2]
@@ -229,14 +243,7 @@ def test_what_another_replica_made_is_not_forgotten_after_one_request(new_databa
     rng = random.Random(4)
     loop = [m for _ in range(16) for m in (user(prose(rng, 80)), {"role": "assistant", "content": prose(rng, 120)})]
     loop += [user("Which orchard had the copper rocket?")]
-    with (
-        new_database() as dsn,
-        provider.serving() as upstream,
-        proxying(upstream.url, dsn, tmp_path / "a") as one,
-        proxying(upstream.url, dsn, tmp_path / "b") as two,
-        one.client() as first,
-        two.client() as second,
-    ):
+    with replicas(provider, new_database, tmp_path) as (first, second):
         for step, client in enumerate((first, second, second, first, first, first, second)):
             client.chat.completions.create(model=MODEL, messages=loop, max_tokens=RESERVE)
             words = 2_500 if step == 0 else 60
@@ -248,3 +255,19 @@ def test_what_another_replica_made_is_not_forgotten_after_one_request(new_databa
     assert len(provider.prompts[1].messages) < 33
     assert all(prompt.blocks for prompt in provider.prompts[1:])
     assert all(after[: len(before)] == before for before, after in later)
+
+
+def test_a_rollover_of_another_replica_replaces_ones_own_for_good(new_database, tmp_path):
+    """The first has rolled over itself; then the second does, and answers of the first follow each other."""
+    provider = Provider()
+    rng = random.Random(5)
+    said = [m for _ in range(40) for m in (user(prose(rng, 80)), {"role": "assistant", "content": prose(rng, 120)})]
+    with replicas(provider, new_database, tmp_path) as (first, second):
+        for step, client in enumerate((first, second, second, first, first, first)):
+            said.append(user(f"step {step}: {prose(rng, 3_700 if step == 1 else 30)}"))
+            reply = client.chat.completions.create(model=MODEL, messages=said, max_tokens=RESERVE)
+            said.append({"role": "assistant", "content": reply.choices[0].message.content})
+    prompts = provider.prompts
+
+    assert not begins_with(prompts[2], prompts[0]), "the second did not roll over, so this shows nothing"
+    assert all(begins_with(after, before) for before, after in itertools.pairwise(prompts[2:]))
