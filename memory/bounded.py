@@ -1,7 +1,7 @@
 """A mapping that forgets what was used longest ago, so that no cache of ours grows without end."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from threading import Lock
 from typing import Generic, TypeVar
 
@@ -25,6 +25,11 @@ class Bounded(Generic[K, V]):
             if value is not None:
                 self._entries.move_to_end(key)
             return value
+
+    def items(self, keys: Iterable[K]) -> list[tuple[K, V]]:
+        """Those of the keys that are here, with their values, in the order asked."""
+        present = [key for key in keys if key in self._entries]
+        return [(key, value) for key in present if (value := self.get(key)) is not None]
 
     def put(self, key: K, value: V) -> None:
         with self._lock:

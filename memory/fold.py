@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from memory.assemble import Counted, Piece, displaced, kept_parts, late_systems, system
 from memory.errors import CannotFit
-from memory.identify import Line, fresh_from, newest_user
+from memory.identify import Line
 from memory.messages import first_turn
 from memory.prices import block_allowance, block_stays, input_cost, rollover_pays
 from memory.prompts import HELD_BACK
@@ -56,7 +56,7 @@ class Standing:
     @property
     def fresh_tokens(self) -> int:
         """Of the messages that are new in this request."""
-        return sum(self.counted.tokens[fresh_from(self.counted.line.messages) :])
+        return sum(self.counted.tokens[self.counted.line.fresh :])
 
     @property
     def turns(self) -> int:
@@ -107,7 +107,7 @@ def usable(line: Line, prompts: Iterable[Frozen]) -> Frozen | None:
 
 
 def hides_newest_user(line: Line, frozen: Frozen) -> bool:
-    user = newest_user(line.messages)
+    user = line.newest_user
     if user is None or not line.cut <= user < frozen.covers:
         return False
     return not any(part.start <= user < part.stop for part in kept_parts(frozen))
@@ -123,14 +123,14 @@ def standing_blocks(
     """
     if frozen is None:
         return {}
+    since = sorted((block for block in blocks if block.asked >= frozen.asked), key=lambda block: block.asked)
+    if not since:
+        return {}
     messages = counted.line.messages
-    newest = newest_user(messages)
+    newest = counted.line.newest_user
     gone = set(displaced(frozen))
     users = [i for i, message in enumerate(messages) if message.role == "user"]
-    latest: dict[int, Block] = {}
-    for block in sorted(blocks, key=lambda b: b.asked):
-        if block.asked >= frozen.asked and block.position not in gone:
-            latest[block.position] = block
+    latest = {block.position: block for block in since if block.position not in gone}
     stay = {}
     for position, block in latest.items():
         following = next((i for i in users if i > position), None)
@@ -217,7 +217,7 @@ def without_store(counted: Counted, budget: Budget, message: Callable[[str, str]
     line, tokens = counted.line, counted.tokens
     front = first_turn(counted.asked.messages)
     late = [index for index, _ in late_systems(counted.asked.messages, front)][-1:]
-    user = newest_user(line.messages)
+    user = line.newest_user
     keep = {user} if user is not None else set()
     room = budget.limit - counted.front - sum(counted.system_tokens[i] for i in late) - HELD_BACK_TOKENS
     room -= sum(tokens[i] for i in keep)

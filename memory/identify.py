@@ -7,6 +7,7 @@ its newest node names all of it. System and developer messages take no part: age
 from base64 import b32decode, b32encode
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from operator import is_
 
@@ -15,7 +16,7 @@ from memory.messages import DIGEST_BYTES, Message
 ROOT = b""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Line:
     """A path through the tree: the request's messages without system messages, and a node for each."""
 
@@ -26,6 +27,16 @@ class Line:
     @property
     def tip(self) -> bytes:
         return self.nodes[-1]
+
+    @cached_property
+    def newest_user(self) -> int | None:
+        """The position of the newest user message."""
+        return newest_user(self.messages)
+
+    @cached_property
+    def fresh(self) -> int:
+        """Where the messages that are new in this request begin."""
+        return fresh_from(self.messages)
 
     def parent(self, position: int) -> bytes | None:
         return self.nodes[position - 1] if position else None

@@ -30,7 +30,7 @@ from memory.fold import (
     usable,
     without_store,
 )
-from memory.identify import Line, beginning, continued, fresh_from, line, text_id
+from memory.identify import Line, beginning, continued, line, text_id
 from memory.lexical import Terms, terms
 from memory.messages import DIGEST_BYTES, ChatRequest, Message
 from memory.models import RELATIVE_PRICES, ModelTable
@@ -274,7 +274,7 @@ class MemoryManager:
             await self._recorder.store_line(wire.to_record(), state.known)
             frozen = await asyncio.to_thread(roll, self._rollover(wire, counted, budget, dialect), before)
             now = replace(standing, frozen=replace(frozen, spent=spent), blocks={})
-        folded, block = await self._assemble(wire, standing, now, now.allowance(spent), why, dialect)
+        folded, block = await self._assemble(wire, standing, now, spent, why, dialect)
         mode = Mode.DEGRADED if away else Mode.FOLDED
         folds = self._remember(counted.line, state, now.frozen if why else None, block)
         return replace(folded, mode=mode, reason=away, folds=folds)
@@ -306,7 +306,7 @@ class MemoryManager:
         wire: Prepared,
         before: Standing,
         now: Standing,
-        allowance: int,
+        spent: int,
         why: str | None,
         dialect: Dialect,
     ) -> tuple[Prepared, Block | None]:
@@ -314,14 +314,14 @@ class MemoryManager:
 
         Args:
             before: how the prompt stood before a rollover.
-            allowance: tokens that the session may still spend on blocks.
+            spent: tokens of the blocks that the session has had.
         """
         counted, frozen, blocks = now.counted, now.frozen, now.blocks
         assert frozen is not None
         search = self._search_for(wire, now, dialect)
         block = None
         if search.position not in blocks:
-            block = await self._reinject(wire.caller, search, now, allowance, rolled=why is not None)
+            block = await self._reinject(wire.caller, search, now, now.allowance(spent), rolled=why is not None)
             blocks = {**blocks, search.position: block}
         blocks = cut_to_fit(replace(now, blocks=blocks))
         pieces = assemble(counted, frozen, blocks)
@@ -413,19 +413,21 @@ class MemoryManager:
     async def _gather(self, caller: Caller, path: Line) -> tuple[LineState, str | None]:
         """What is known of a line, and why the database could not tell, if so.
 
-        Where this process has stored the line's newest answer and holds its frozen prompt, it knows as much.
+        Where this process has stored the line's newest answer and holds its frozen prompt, it knows as much; where
+        it holds but the prompt, it asks what hangs on the line from there on.
         """
-        held = [(node, frozen) for node in reversed(path.nodes) if (frozen := self._frozen.get(node))]
-        blocks = tuple(block for node in path.nodes if (block := self._blocks.get(node))) if held else ()
+        held = tuple(self._frozen.items(reversed(path.nodes)))
+        blocks = tuple(block for _, block in self._blocks.items(path.nodes)) if held else ()
         age = self._recorder.age(path)
-        if age is not None and usable(path, [frozen for _, frozen in held]):
-            known = fresh_from(path.messages)
-            return LineState(known=known, age_seconds=age, frozen=tuple(held), blocks=blocks), None
+        before = usable(path, [frozen for _, frozen in held])
+        if age is not None and before:
+            return LineState(known=path.fresh, age_seconds=age, frozen=held, blocks=blocks), None
+        begin = next((path.nodes.index(node) for node, frozen in held if frozen is before), 0)
         try:
             async with self._pool.connection() as connection:
-                state = await find_line(connection, caller.tenant, path.nodes)
+                state = await find_line(connection, caller.tenant, path.nodes, begin)
         except StoreError as error:
-            return LineState(age_seconds=0, frozen=tuple(held), blocks=blocks), str(error)
+            return LineState(age_seconds=0, frozen=held, blocks=blocks), str(error)
         self._learn_line(path, state)
         known_too = tuple({**dict(held), **dict(state.frozen)}.items())
         return msgspec.structs.replace(state, frozen=known_too, blocks=(*state.blocks, *blocks)), None

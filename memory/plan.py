@@ -11,7 +11,7 @@ from memory.digest.shorten import shorten
 from memory.digest.stretch import Line as Told
 from memory.digest.stretch import digest_stretch, merge, title
 from memory.errors import CannotFit
-from memory.identify import Line, fresh_from, message_hint, newest_user, stretch_hint
+from memory.identify import Line, message_hint, stretch_hint
 from memory.messages import Message
 from memory.segment import segment
 from memory.types import Budget, Form, Frozen, Item, Part, Stretch
@@ -49,12 +49,12 @@ class Rollover:
 
     @property
     def fresh(self) -> int:
-        return fresh_from(self.line.messages)
+        return self.line.fresh
 
     @property
     def pinned_user(self) -> int | None:
         """The newest user message, where calls have followed it."""
-        user = newest_user(self.line.messages)
+        user = self.line.newest_user
         return user if user is not None and user < self.fresh else None
 
 

@@ -16,7 +16,7 @@ import structlog
 
 from memory.bounded import Bounded
 from memory.errors import InvalidRequest, SpoolError, StoreError, StoreRefused
-from memory.identify import Line, child, fresh_from, session_id, text_id
+from memory.identify import Line, child, session_id, text_id
 from memory.messages import ChatRequest, Message
 from memory.spool import Spool
 from memory.store.pool import Pool
@@ -123,7 +123,7 @@ class Recorder:
 
         Whoever stored the answer before the new messages has seen all that happened on the line up to there.
         """
-        answer = fresh_from(line.messages) - 1
+        answer = line.fresh - 1
         stored = self._stored.get(line.nodes[answer]) if answer >= 0 else None
         return time.monotonic() - stored if stored is not None else None
 

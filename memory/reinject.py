@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from memory import rank
 from memory.assemble import Counted, displaced
-from memory.identify import Line, fresh_from, message_hint, newest_user
+from memory.identify import Line, message_hint
 from memory.lexical import Terms
 from memory.messages import Message
 from memory.plan import MESSAGE_TOKENS, CountTokens, Writer
@@ -44,12 +44,12 @@ class Search:
 
     @property
     def position(self) -> int:
-        user = newest_user(self.line.messages)
+        user = self.line.newest_user
         return len(self.line) - 1 if user is None else user
 
     @property
     def in_loop(self) -> bool:
-        return self.position < fresh_from(self.line.messages)
+        return self.position < self.line.fresh
 
     @property
     def acts(self) -> bool:
@@ -163,7 +163,7 @@ def spoken(message: Message) -> str:
 
 def named_positions(search: Search) -> list[int]:
     """The messages whose ids stand in the newest messages, on this line alone; foreign ids name nothing."""
-    begin = max(fresh_from(search.line.messages) - 1, 0)  # the model names ids, too: in its answer or in a call
+    begin = max(search.line.fresh - 1, 0)  # the model names ids, too: in its answer or in a call
     named = [hint for message in search.line.messages[begin:] for hint in hints_in(spoken(message))]
     if not named:
         return []

@@ -76,15 +76,16 @@ def decode_fold(kind: str, data: bytes) -> Frozen | Block:
     return msgspec.msgpack.decode(data, type=Block)
 
 
-async def find_line(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[bytes]) -> LineState:
+async def find_line(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[bytes], begin: int = 0) -> LineState:
+    """What is known of a line; of what hangs on its nodes, from position `begin` on."""
     rows = await connection.fetch(
-        "select kind, node, depth, data, session, age from infold.find_line($1, $2)", tenant, nodes
+        "select kind, node, depth, data, session, age from infold.find_line($1, $2)", tenant, nodes[begin:]
     )
     known = next((row for row in rows if row["kind"] == "known"), None)
     cut = next((row["node"] for row in rows if row["kind"] == "continues"), None)
     frozen = [(row["node"], row["data"]) for row in rows if row["kind"] == "frozen"]
     return LineState(
-        known=known["depth"] + 1 if known else 0,
+        known=begin + known["depth"] + 1 if known else 0,
         session=known["session"] if known else None,
         continues=cut,
         age_seconds=known["age"] if known else None,
