@@ -1,7 +1,6 @@
 """From a request, its frozen prompt and its blocks to the messages that are forwarded."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
@@ -10,8 +9,7 @@ from memory.messages import ChatRequest, Message, first_turn
 from memory.types import Block, Form, Frozen, Part, Placement
 
 
-@dataclass(frozen=True, slots=True)
-class Counted:
+class Counted(msgspec.Struct, frozen=True):
     """A request on its line, with the tokens of everything."""
 
     asked: ChatRequest

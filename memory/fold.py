@@ -4,7 +4,9 @@ The numbers it gives are also what `GET /memory-manager/turns/{id}` explains.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from memory.assemble import Counted, Piece, displaced, kept_parts, late_systems, system
 from memory.errors import CannotFit
@@ -23,8 +25,7 @@ ROLLOVERS = 1.3  # times what the client's new messages alone would cause, at mo
 FIRST_TOKENS, FIRST_WINDOWS = 16_384, 2  # that a session may spend on blocks before it has earned any, the less
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(msgspec.Struct, frozen=True):
     """The prompt as it would be forwarded without a rollover and without a new block."""
 
     counted: Counted
@@ -140,8 +141,7 @@ def standing_blocks(
     return stay
 
 
-@dataclass(frozen=True, slots=True)
-class Room:
+class Room(msgspec.Struct, frozen=True):
     """Tokens that a new block may have."""
 
     stays: int  # as long as it stands

@@ -7,7 +7,7 @@ its newest node names all of it. System and developer messages take no part: age
 from base64 import b32decode, b32encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from operator import is_
 
@@ -87,6 +87,7 @@ def tenant_id(pepper: bytes, api_key: str) -> bytes:
     return blake2b(api_key.encode("utf-8", "surrogateescape"), digest_size=DIGEST_BYTES, key=pepper).digest()
 
 
+@lru_cache(maxsize=1_000)  # a turn's id is written several times: in headers, log and record
 def text_id(node: bytes) -> str:
     """A node as text: 26 characters. A turn is named by the node it asked at."""
     return b32encode(node).decode().rstrip("=").lower()
@@ -97,6 +98,7 @@ def node_of(text: str) -> bytes:
     return b32decode(text.upper() + "=" * (-len(text) % 8))
 
 
+@lru_cache(maxsize=1_000)
 def session_id(node: bytes) -> str:
     """A session is named by the node where its line began: 16 characters."""
     return b32encode(node[:10]).decode().lower()

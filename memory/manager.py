@@ -6,13 +6,13 @@ writes down what they decided. No model is called here, but for the embedding of
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from hashlib import blake2b
 from operator import is_
 from typing import Protocol
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
 from memory.assemble import Counted, assemble, displaced
 from memory.bounded import Bounded
@@ -65,8 +65,7 @@ class Dialect(Protocol):
     def message_of(self, raw: bytes) -> Message: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(msgspec.Struct, frozen=True):
     """Who asks, and through which upstream."""
 
     tenant: bytes  # 16 bytes
@@ -74,8 +73,7 @@ class Caller:
     upstream: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(msgspec.Struct, frozen=True):
     """The request to forward, and all that the turn's record needs."""
 
     caller: Caller
@@ -127,8 +125,7 @@ class Prepared:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+class Seen(msgspec.Struct, frozen=True):
     """The newest request of a conversation: the next one sends it again."""
 
     line: Line
@@ -256,7 +253,7 @@ class MemoryManager:
         if not state.known and not away:  # a line we meet for the first time: is it the end of one we know?
             await self._recorder.store_line(wire.to_record(), 0)
             stored, away = await self._gather(wire.caller, counted.line)
-            state = msgspec.structs.replace(state, known=stored.known, continues=stored.continues)
+            state = replace(state, known=stored.known, continues=stored.continues)
         if state.continues is not None:
             counted = await self._with_cut_history(wire, counted, state.continues, dialect)
         before = usable(counted.line, [frozen for _, frozen in state.frozen])
@@ -430,7 +427,7 @@ class MemoryManager:
             return LineState(age_seconds=0, frozen=held, blocks=blocks), str(error)
         self._learn_line(path, state)
         known_too = tuple({**dict(held), **dict(state.frozen)}.items())
-        return msgspec.structs.replace(state, frozen=known_too, blocks=(*state.blocks, *blocks)), None
+        return replace(state, frozen=known_too, blocks=(*state.blocks, *blocks)), None
 
     def _learn_line(self, path: Line, state: LineState) -> None:
         """Keep what another process may have made; not where positions count messages that only the database has."""

@@ -15,15 +15,13 @@ DIGEST_BYTES = 16
 SYSTEM_ROLES = frozenset({"system", "developer"})
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCall:
+class ToolCall(msgspec.Struct, frozen=True):
     id: str
     name: str
     arguments: str  # the JSON text that the model wrote; may be invalid JSON
 
 
-@dataclass(frozen=True, slots=True)
-class Media:
+class Media(msgspec.Struct, frozen=True):
     """An image, a sound or a file inside a message."""
 
     kind: str  # "image", "audio", "file"
@@ -92,8 +90,7 @@ def canonical_json(text: str) -> str:
         return text
 
 
-@dataclass(frozen=True, slots=True)
-class ChatRequest:
+class ChatRequest(msgspec.Struct, frozen=True):
     """What a client asked, whatever dialect it spoke."""
 
     model: str

@@ -5,7 +5,9 @@ keep their results, the newest user message keeps its words.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from memory.digest.shorten import shorten
 from memory.digest.stretch import Line as Told
@@ -25,8 +27,7 @@ STRETCH_TOKENS = 120  # a digest shorter than this is split no further
 MOST_STRETCHES = 6  # new ones at a rollover
 
 
-@dataclass(frozen=True, slots=True)
-class Writer:
+class Writer(msgspec.Struct, frozen=True):
     """How the dialect at hand writes what we add; the shapes belong to the wire."""
 
     digest: Callable[[Sequence[Stretch]], str]  # the words of a digest message
@@ -35,8 +36,7 @@ class Writer:
     shortened: Callable[[str, str, int], str]  # hint, shorter text, original tokens -> content
 
 
-@dataclass(frozen=True, slots=True)
-class Rollover:
+class Rollover(msgspec.Struct, frozen=True):
     """All that decides a rollover."""
 
     line: Line

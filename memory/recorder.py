@@ -7,7 +7,6 @@ counted as unrecorded.
 import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -50,8 +49,7 @@ class Kept(StrEnum):
     UNRECORDED = "unrecorded"
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(msgspec.Struct, frozen=True):
     """What the opening of a turn writes: the line's messages, and how they were forwarded."""
 
     tenant: bytes
@@ -66,8 +64,7 @@ class Asked:
     jobs: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(msgspec.Struct, frozen=True):
     """How a turn ended."""
 
     status: str  # "answered", "partial", "failed"
@@ -92,7 +89,7 @@ class Opening:
         if self._task is None:
             self._timer.cancel()
             return False
-        return await self._task
+        return await asyncio.shield(self._task)  # whoever waits may be cancelled; the opening is written
 
 
 class Recorder:

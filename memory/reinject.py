@@ -4,7 +4,9 @@ Two ways lead back into a prompt: relevance to the newest user message, and an i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+
+import msgspec
+from msgspec.structs import replace
 
 from memory import rank
 from memory.assemble import Counted, displaced
@@ -24,8 +26,7 @@ SAID_BEFORE = 2  # messages that join an agent's query outside a loop
 LOOP_CONTEXT = 2  # calls with results that join the query inside a loop
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
+class Search(msgspec.Struct, frozen=True):
     """All that decides a block."""
 
     counted: Counted

@@ -1,6 +1,5 @@
 """The nouns of context management: budgets, forms, plans, prices, turns."""
 
-from dataclasses import dataclass
 from enum import StrEnum
 
 import msgspec
@@ -18,8 +17,7 @@ class Mode(StrEnum):
     DEGRADED = "degraded"  # memory could not help; see the log
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
+class Model(msgspec.Struct, frozen=True):
     """What we know of a model. `window` None: unknown, so a wire until it is learned."""
 
     name: str
@@ -30,8 +28,7 @@ class Model:
     prices: "Prices | None" = None  # None: unknown
 
 
-@dataclass(frozen=True, slots=True)
-class Prices:
+class Prices(msgspec.Struct, frozen=True):
     """US dollars a token; relative to each other where the real ones are unknown."""
 
     input: float
@@ -41,8 +38,7 @@ class Prices:
     cache_seconds: float = 300.0  # how long a cached prefix lives unused
 
 
-@dataclass(frozen=True, slots=True)
-class Budget:
+class Budget(msgspec.Struct, frozen=True):
     """Tokens. See section "Budget" in docs/context.md for the formulas."""
 
     window: int
@@ -52,8 +48,7 @@ class Budget:
     target: int  # what the frozen part may have after a rollover
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(msgspec.Struct, frozen=True):
     """A unit that shrinks together: one message, or a call with its results. Messages [start, stop) of a line."""
 
     start: int
@@ -62,8 +57,7 @@ class Item:
     tokens: int  # in full
 
 
-@dataclass(frozen=True, slots=True)
-class Stretch:
+class Stretch(msgspec.Struct, frozen=True):
     """Neighbouring messages that left the prompt together. Its id stands in a hint line."""
 
     id: str  # 8 base32 characters
@@ -75,8 +69,7 @@ class Stretch:
     members: "tuple[Stretch, ...]" = ()  # what an old, merged line opens
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """A piece of a frozen prompt: the client's own messages [start, stop), or `raw` in their place."""
 
     start: int
@@ -87,8 +80,7 @@ class Part:
     why: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Frozen:
+class Frozen(msgspec.Struct, frozen=True):
     """The result of a rollover: how the first `covers` messages of a line are forwarded from now on."""
 
     covers: int
@@ -104,8 +96,7 @@ class Frozen:
         return f"<Frozen {self.covers} messages in {self.tokens:,} tokens, {len(self.stretches)} stretches>"
 
 
-@dataclass(frozen=True, slots=True)
-class Quote:
+class Quote(msgspec.Struct, frozen=True):
     """An earlier message inside a re-injected block."""
 
     position: int
@@ -117,8 +108,7 @@ class Quote:
     id: str = ""  # 8 base32 characters: of the message
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
+class Block(msgspec.Struct, frozen=True):
     """Earlier messages, quoted directly before the user message at `position`; empty when nothing was relevant.
 
     On a rollover it may fill the room up to the limit (`filled`); the next call gets `kept`, and so do all that follow.
@@ -155,8 +145,7 @@ class Placement(msgspec.Struct, frozen=True):
     hint: str | None = None  # the id that brings it back
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True):
     """What the provider says it counted."""
 
     input_tokens: int = 0

@@ -4,7 +4,7 @@ A turn is acknowledged with its terminal bytes: `data: [DONE]` of a stream, else
 held back; everything before them goes out as it comes.
 """
 
-from dataclasses import dataclass
+import msgspec
 
 from memory.messages import Message
 from memory.types import Usage
@@ -16,8 +16,7 @@ from proxy.wire.encoding import Decoder, decoded
 PLAIN_BYTES = 16 * 1024 * 1024  # of a plain answer are kept for the record
 
 
-@dataclass(frozen=True, slots=True)
-class Heard:
+class Heard(msgspec.Struct, frozen=True):
     """What an answer said."""
 
     messages: tuple[Message, ...] = ()

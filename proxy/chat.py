@@ -261,13 +261,15 @@ class Conversation:
     async def _open(self, prepared: Prepared) -> Opening:
         return self._parts.memory.open(prepared)
 
-    async def _close(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> Kept:
-        return await self._parts.memory.record(prepared, opening, ended)
+    async def _close(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> None:
+        recording = self._parts.memory.record(prepared, opening, ended)
+        kept = await fail_open(self._parts, recording, Kept.UNRECORDED)
+        self._parts.metrics.turns.labels(kept).inc()
 
     async def _record(
         self, prepared: Prepared, opening: Opening | None, status: str, heard: Heard, code: int | None
     ) -> None:
-        """Make the turn safe. Runs to its end even when the client leaves meanwhile."""
+        """Make the turn safe, even when the client leaves meanwhile: then it is written once more, beside."""
         now = time.perf_counter()
         ended = Ended(
             status=status,
@@ -282,9 +284,11 @@ class Conversation:
                 "seconds_to_first_byte": round(self._first_byte - self._started, 6) if self._first_byte else None,
             },
         )
-        recording = fail_open(self._parts, self._close(prepared, opening, ended), Kept.UNRECORDED)
-        kept = await asyncio.shield(self._parts.later(recording))
-        self._parts.metrics.turns.labels(kept).inc()
+        try:
+            await self._close(prepared, opening, ended)
+        except asyncio.CancelledError:  # the ids stay, so that what is written twice counts once
+            self._parts.later(self._close(prepared, opening, ended))
+            raise
         self._parts.metrics.record.observe(time.perf_counter() - now)
 
     def _report(self, prepared: Prepared, reply: Reply) -> None:

@@ -7,7 +7,6 @@ leniently, as clients read them; what cannot be read is skipped.
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from io import StringIO
 
 import msgspec
@@ -27,8 +26,7 @@ _TERMINAL = re.compile(rb"[\r\n]data:[ \t]*\[DONE\]")
 _CARRY_BYTES = 32  # longest beginning of a terminal line that is carried to the next chunk
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What a stream added up to; one message and one finish reason for each choice, in the order of their index."""
 
     messages: tuple[Message, ...] = ()

@@ -3,11 +3,11 @@
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from memory.assemble import Counted, assemble
 from memory.budget import budget

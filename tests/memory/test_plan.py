@@ -2,12 +2,12 @@
 
 import json
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from memory.assemble import Counted, assemble, displaced
 from memory.budget import budget

@@ -3,14 +3,13 @@
 import asyncio
 import json
 import secrets
-from dataclasses import replace
 from typing import Any
 
 import asyncpg
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from memory.bounded import Bounded
 from memory.identify import Line, child
@@ -165,7 +164,7 @@ async def test_the_same_turn_twice_changes_nothing(pool, owner):
 async def test_an_opening_that_comes_late_does_not_reopen_a_turn(pool, owner):
     line = line_of([user("hi")])
     turn = turn_of(line)
-    opening = msgspec.structs.replace(turn, status="open", answers=(), record=b'{"late": true}')
+    opening = replace(turn, status="open", answers=(), record=b'{"late": true}')
     async with pool.connection() as connection:
         await record_turn(connection, turn)
         await record_turn(connection, opening, relaxed=True)
@@ -225,7 +224,7 @@ def test_labels_and_models_always_become_text_that_postgres_takes(text):
 async def test_odd_names_of_roles_models_and_labels_are_taken(pool):
     line = line_of([user("x")])
     turn = turn_of(line, model="m\0\ud800", label="l\udfff")
-    odd = msgspec.structs.replace(turn, nodes=tuple(msgspec.structs.replace(row, role="r\0") for row in turn.nodes))
+    odd = replace(turn, nodes=tuple(replace(row, role="r\0") for row in turn.nodes))
     async with pool.connection() as connection:
         assert await record_turn(connection, odd) == "s-new"
 
