@@ -470,7 +470,7 @@ class MemoryManager:
         prices = prepared.model.prices
         if prices and ended.usage:  # dollars, and what the same turn would have cost directly
             cost = usage_cost(ended.usage, prices)
-            bill = {"cost_usd": cost, "direct_usd": cost + (prepared.saved_usd or 0.0)}
+            bill = {"cost_usd": round(cost, 9), "direct_usd": round(cost + (prepared.saved_usd or 0.0), 9)}
             ended = replace(ended, record={**ended.record, **bill})
         return await self._recorder.close(prepared.to_record(), opening, ended)
 

@@ -98,20 +98,11 @@ class Spool:
     def depth(self) -> int:
         """How many records wait; reads the head of each, some 3 ms for 1,000."""
         with _translated("be read"):
-            return self._total(_pending)
-
-    def size_bytes(self) -> int:
-        """Bytes on disk that wait to be drained."""
-        with _translated("be read"):
-            return self._total(_size)
-
-    def _total(self, of: Callable[[Path], int]) -> int:
-        """The sum over all files; again, where one was sealed meanwhile and so seen twice or not at all."""
-        while True:
-            sealed = _sealed(self._path)
-            total = sum(of(path) for path in [*sealed, self._path])
-            if _sealed(self._path) == sealed:
-                return total
+            while True:
+                sealed = _sealed(self._path)
+                depth = sum(_pending(path) for path in [*sealed, self._path])
+                if _sealed(self._path) == sealed:  # else one was sealed meanwhile, and so seen twice or not at all
+                    return depth
 
     def close(self) -> None:
         """Finish the appends that have begun and close the file."""
@@ -389,13 +380,6 @@ def _pending(path: Path) -> int:
             return sum(isinstance(frame, _Frame) and frame.pending for frame in _frames(fd, check=False))
     except FileNotFoundError:
         return 0  # drained in this moment
-
-
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _write_all(fd: int, content: bytes) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import socket
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -13,7 +14,6 @@ from proxy.config import Config, ConfigError, load, silence_libraries
 
 cli = typer.Typer(
     name="infold",
-    help="An OpenAI-compatible proxy that keeps long conversations inside the model's window and loses nothing.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -25,6 +25,21 @@ COLLECT_AFTER = (50_000, 20, 100)
 
 def main() -> None:
     cli()
+
+
+def tell_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"infold {metadata.version('infold')}")
+        raise typer.Exit
+
+
+@cli.callback()
+def infold(
+    version: Annotated[
+        bool, typer.Option("--version", callback=tell_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    """An OpenAI-compatible proxy that keeps long conversations inside the model's window and loses nothing."""
 
 
 @cli.command()
@@ -57,10 +72,11 @@ def serve(
 
 def banner(config: Config, url: str) -> None:
     database = "your PostgreSQL (DATABASE_URL)" if config.database_url else f"embedded PostgreSQL in {config.data_dir}"
+    here = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")  # where nobody can connect to
     typer.echo(
         f"Infold listens on {url} and forwards to {config.upstream}\n"
         f"Memory: {database}\n"
-        f'Use it: OpenAI(base_url="{url}/v1")   Stop it: Ctrl-C lets running streams finish'
+        f'Use it: OpenAI(base_url="{here}/v1")   Stop it: Ctrl-C lets running streams finish'
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from contextlib import AsyncExitStack
 
 import asyncpg
@@ -23,6 +24,7 @@ from proxy.wire.openai import message_of
 log = structlog.get_logger()
 
 RETRY_SECONDS = 1.0
+TELL_SECONDS = 60.0  # between two lines about a database that stays away
 AT_ONCE = 1  # job: the embedder has one thread
 
 
@@ -50,11 +52,15 @@ async def run(config: Config) -> None:
 
 async def work(dsn: str, model: Embedder) -> None:
     """Take jobs as they come; when the database goes, begin again when it is back."""
+    told = 0.0
     while True:
+        began = time.monotonic()
         try:
             await take_jobs(dsn, model)
         except (StoreError, *AWAY) as error:
-            log.info("jobs wait for the database", reason=f"{type(error).__name__}: {error}")
+            if not told or began - told > TELL_SECONDS:
+                told = time.monotonic()
+                log.info("jobs wait for the database", reason=f"{type(error).__name__}: {error}")
         await asyncio.sleep(RETRY_SECONDS)
 
 
