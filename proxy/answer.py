@@ -80,8 +80,8 @@ class PlainAnswer:
         body = decoded(b"".join(self._parts), self._encoding) if self._bytes <= PLAIN_BYTES else None
         if body is None:
             return Heard()
-        reasons = openai.finish_reasons_in(body)
-        return Heard(openai.answer_messages(body), openai.usage_in(body), finish_reasons=reasons)
+        said = openai.completion_in(body)
+        return Heard(said.messages, said.usage, finish_reasons=said.finish_reasons)
 
 
 Answer = StreamAnswer | PlainAnswer

@@ -223,32 +223,33 @@ def with_content(raw: bytes, content: str) -> bytes:
     return b"".join((raw[:end], b"," if spans else b"", b'"content":', text, raw[end:]))
 
 
-def answer_messages(body: bytes) -> tuple[Message, ...]:
-    """The assistant messages of a plain completion, one a choice; () when there are none."""
+class Completion(msgspec.Struct, frozen=True):
+    """What a plain answer says."""
+
+    messages: tuple[Message, ...] = ()  # the assistant's, one a choice
+    usage: Usage | None = None
+    finish_reasons: tuple[str | None, ...] = ()  # one a choice
+
+
+def completion_in(body: bytes) -> Completion:
+    """A plain answer as a value; empty where there is none."""
     try:
         text = looking(body)
-        choices = _COMPLETION.decode(text).choices
-        raws = [raw for choice in choices or () if (raw := bytes(choice.message)) != NULL]
+        shape = _COMPLETION.decode(text)
+    except _NOT_JSON:
+        return Completion()
+    reasons = tuple(_string(choice.finish_reason) for choice in shape.choices or ())
+    return Completion(_answers(body, text, shape), usage_of(shape.usage), reasons)
+
+
+def _answers(body: bytes, text: bytes, shape: "_Completion") -> tuple[Message, ...]:
+    """The messages of all choices; () where one of them is none."""
+    try:
+        raws = [raw for choice in shape.choices or () if (raw := bytes(choice.message)) != NULL]
         starts = [text.index(raw) for raw in raws]  # in the body it may differ by half a surrogate pair
         return tuple(message_of(body[start : start + len(raw)]) for raw, start in zip(raws, starts, strict=True))
     except _NOT_JSON:
         return ()
-
-
-def finish_reasons_in(body: bytes) -> tuple[str | None, ...]:
-    """Why each choice of a plain answer ended."""
-    try:
-        return tuple(choice.finish_reason for choice in _REASONS.decode(body).choices)
-    except _NOT_JSON:
-        return ()
-
-
-def usage_in(body: bytes) -> Usage | None:
-    """What a plain completion says about its tokens."""
-    try:
-        return usage_of(_COMPLETION.decode(looking(body)).usage)
-    except _NOT_JSON:
-        return None
 
 
 def usage_of(usage: object) -> Usage | None:
@@ -430,17 +431,7 @@ class _Function(msgspec.Struct):
 
 class _Choice(msgspec.Struct):
     message: Raw = Raw(NULL)
-
-
-class _Reason(msgspec.Struct):
-    finish_reason: str | None = None
-
-
-class _Reasons(msgspec.Struct):
-    choices: list[_Reason] = []
-
-
-_REASONS = msgspec.json.Decoder(_Reasons)
+    finish_reason: Raw = Raw(NULL)
 
 
 class _Completion(msgspec.Struct):

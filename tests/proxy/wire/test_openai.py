@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from memory.types import Usage
 from proxy.wire.openai import (
     Parser,
-    answer_messages,
+    completion_in,
     message_json,
     message_of,
     render,
-    usage_in,
     with_content,
 )
 from proxy.wire.slices import NotUnderstood
@@ -525,7 +524,7 @@ def completion(*choices: dict[str, object], **more: object) -> bytes:
 def test_the_messages_of_a_plain_answer_keep_their_bytes():
     raw = b'{ "role":"assistant", "content":"caf\\u00e9","refusal":null,"annotations":[] }'
     body = b'{"choices":[{"index":0,"message":' + raw + b',"finish_reason":"stop"}],"usage":null}'
-    (message,) = answer_messages(body)
+    (message,) = completion_in(body).messages
 
     assert message.raw == raw
     assert message.digest == digest(role="assistant", content="café")
@@ -533,14 +532,18 @@ def test_the_messages_of_a_plain_answer_keep_their_bytes():
 
 def test_an_answer_with_half_a_surrogate_pair_keeps_its_bytes():
     raw = b'{"role":"assistant","content":"\\ud83d"}'
-    (message,) = answer_messages(b'{"choices":[{"message":null},{"message":' + raw + b"}]}")
+    (message,) = completion_in(b'{"choices":[{"message":null},{"message":' + raw + b"}]}").messages
 
     assert (message.raw, message.text) == (raw, "\ufffd")
 
 
 def test_every_choice_has_its_message():
-    choices = [{"message": {"role": "assistant", "content": text}} for text in ("a", "b")]
-    assert [message.text for message in answer_messages(completion(*choices))] == ["a", "b"]
+    message, reason = {"role": "assistant", "content": "a"}, "length"
+    choices = [{"message": message, "finish_reason": reason}, {"message": {**message, "content": "b"}}]
+    said = completion_in(completion(*choices))
+
+    assert [message.text for message in said.messages] == ["a", "b"]
+    assert said.finish_reasons == ("length", None)
 
 
 @pytest.mark.parametrize(
@@ -557,8 +560,8 @@ def test_every_choice_has_its_message():
     ],
 )
 def test_a_body_without_messages_has_none(body):
-    assert answer_messages(body) == ()
-    assert usage_in(body) is None
+    said = completion_in(body)
+    assert (said.messages, said.usage) == ((), None)
 
 
 @pytest.mark.parametrize(
@@ -576,4 +579,4 @@ def test_a_body_without_messages_has_none(body):
     ],
 )
 def test_usage_is_what_the_provider_says(usage, expected):
-    assert usage_in(completion(usage=usage)) == expected
+    assert completion_in(completion(usage=usage)).usage == expected
