@@ -85,9 +85,6 @@ def embedder(
     if spec == "builtin":
         url, model = "http://embedder", OnnxEmbedder.name
         return HttpEmbedder(url, model, socket_path=socket_path, timeout_seconds=timeout_seconds)
-    if spec.startswith("sentence-transformers:"):
-        needs = "the extra `slm` (pip install 'infold[slm]') and is not built yet"
-        raise InvalidRequest(f"embedder {spec!r} needs {needs}; use builtin, none or <url>#<model>", "embedder")
     url, _, model = spec.partition("#")
     if not url.startswith(("http://", "https://")) or not model:
         raise InvalidRequest(f"embedder must be builtin, none or <url>#<model>, got {spec!r}", "embedder")

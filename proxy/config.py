@@ -7,6 +7,7 @@ stand in `proxy.yaml` at the top of the repository.
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +102,13 @@ class Config(BaseSettings):
         if not value.startswith(("http://", "https://")):
             raise ValueError("must be a URL that begins with http:// or https://")
         return value.rstrip("/")
+
+    @field_validator("embedder")
+    @classmethod
+    def is_embedder(cls, value: str) -> str:
+        if value not in ("builtin", "none") and not re.fullmatch(r"https?://[^#]+#.+", value):
+            raise ValueError("must be builtin, none, or <url>#<model> such as http://tei:8080/v1#all-MiniLM-L6-v2")
+        return value
 
     @field_validator("data_dir")
     @classmethod

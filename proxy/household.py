@@ -206,7 +206,7 @@ def listening(host: str, port: int) -> Iterator[socket.socket]:
         try:
             listener.bind((host, port))
         except OSError as error:
-            raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror}") from error
+            raise OSError(f"cannot listen on {host}:{port}: {error.strerror}") from error
         listener.listen(2048)
         listener.set_inheritable(True)
         yield listener

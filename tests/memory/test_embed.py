@@ -466,7 +466,6 @@ async def test_a_setting_names_an_embedder() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("sentence-transformers:all-MiniLM-L6-v2", "extra `slm`"),
         ("http://tei:8080/v1", "<url>#<model>"),
         ("builtinn", "<url>#<model>"),
         ("", "<url>#<model>"),

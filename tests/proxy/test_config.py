@@ -108,6 +108,7 @@ def test_models_and_shares_become_what_the_memory_takes(file):
         ("recall: {max_share: -1}\n", ["recall.max_share"]),
         ("upstream: api.openai.com\n", ["upstream", "http://"]),
         ("workers: 0\n", ["workers"]),
+        ("embedder: mine\n", ["embedder", "builtin, none", "mine"]),
         ("- a\n- b\n", ["settings by name"]),
         ("just text\n", ["settings by name"]),
         ("a: [\n", ["no YAML"]),

@@ -1,0 +1,108 @@
+"""`infold serve` as people run it: its processes, and how they end."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.conversations import body_of, user
+from tests.scripted import ScriptedUpstream, sse
+
+EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
+HEADERS = {"authorization": "Bearer sk-alice"}
+
+
+@contextlib.contextmanager
+def serving(upstream: str, dsn: str, folder: Path, *options: str) -> Iterator["tuple[subprocess.Popen[str], str]"]:
+    """The command with its children, and where it listens; killed if the test did not end it."""
+    environment = os.environ | {"DATABASE_URL": dsn, "INFOLD_DATA_DIR": str(folder), "INFOLD_EMBEDDER": "none"}
+    command = [sys.executable, "-m", "proxy.cli", "serve", "--port", "0", "--upstream", f"{upstream}/v1", *options]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        url = re.search(r"listens on (\S+) ", process.stdout.readline())
+        assert url is not None
+        yield process, url[1]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_running_stream_ends_whole_while_newcomers_are_refused(dsn, tmp_path, number):
+    upstream = ScriptedUpstream(lambda seen: sse([EVENT, EVENT, *[EVENT] * 20, b"data: [DONE]\n\n"], pause=0.2))
+    with upstream, serving(upstream.url, dsn, tmp_path) as (process, url):
+        body = body_of([user("tell me")], stream=True)
+        with httpx.stream("POST", f"{url}/v1/chat/completions", content=body, headers=HEADERS, timeout=30) as answer:
+            pieces = answer.iter_bytes()
+            got = next(pieces)
+            process.send_signal(number)
+            refused = refused_in(url, 3)
+            got += b"".join(pieces)
+        assert refused
+        assert got.count(b"word") == 22
+        assert got.endswith(b"data: [DONE]\n\n")
+        assert process.wait(20) == 0
+
+
+def refused_in(url: str, seconds: float) -> bool:
+    """Does nobody listen any more, within so many seconds?"""
+    for _ in range(int(seconds / 0.05)):
+        try:
+            httpx.get(f"{url}/healthz", timeout=1)
+        except httpx.ConnectError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_second_signal_cuts_the_streams(dsn, tmp_path):
+    upstream = ScriptedUpstream(lambda seen: sse([EVENT] * 500, pause=0.2))
+    with upstream, serving(upstream.url, dsn, tmp_path) as (process, url):
+        body = body_of([user("tell me")], stream=True)
+        with httpx.stream("POST", f"{url}/v1/chat/completions", content=body, headers=HEADERS, timeout=30) as answer:
+            pieces = answer.iter_bytes()
+            next(pieces)
+            process.send_signal(signal.SIGINT)
+            assert refused_in(url, 3)
+            process.send_signal(signal.SIGINT)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(pieces)
+        assert process.wait(20) == 0
+
+
+def test_a_port_that_is_taken_is_told_in_a_line(dsn, tmp_path):
+    with ScriptedUpstream() as upstream, serving(upstream.url, dsn, tmp_path) as (_, url):
+        port = url.rsplit(":", 1)[1]
+        command = [sys.executable, "-m", "proxy.cli", "serve", "--port", port]
+        environment = os.environ | {"DATABASE_URL": dsn, "INFOLD_DATA_DIR": str(tmp_path)}
+        second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+
+    assert second.returncode == 1
+    assert second.stderr == f"infold: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+def test_a_worker_that_dies_is_replaced(dsn, tmp_path):
+    with ScriptedUpstream() as upstream, serving(upstream.url, dsn, tmp_path) as (process, url):
+        ready = httpx.get(f"{url}/readyz", timeout=20)
+        assert json.loads(ready.content)["status"] == "ready"
+        (web,) = children(process.pid, "web")
+        os.kill(web, signal.SIGKILL)
+
+        again = httpx.get(f"{url}/healthz", timeout=20)  # the socket is the parent's, so the request waits
+        assert again.status_code == 200
+        assert children(process.pid, "web") != [web]
+
+
+def children(parent: int, command: str) -> list[int]:
+    pids = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    return [pid for pid in pids if command in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
