@@ -10,7 +10,8 @@ machine: trust ratios within a run, and the load average in the header.
   search             120 KB folded, and a new user message each time
   end of answer      from the first byte of a 1 KB answer to its last, beside a bare durable insert of 2 KB in the same
                      database
-  req/s, CPU         32 connections at 1 KB; streams of 100 chunks
+  req/s, CPU         32 connections at 1 KB; streams of 100 chunks; beside them the least that a proxy in Python can be
+                     (`bare.py`), which tells machines apart: the aims are of one where it takes 0.025 ms a request
   stall              longest silence of a paced stream while cold histories of 500 KB arrive, beside the same directly
   memory             idle, and after a million tokens
 """
@@ -34,7 +35,7 @@ from common import console, median, percentile
 from data import Json
 from processes import cpu_seconds, memory_mb
 from rich.table import Table
-from servers import Family, Server, family, servers
+from servers import Family, Server, bare_server, family, servers
 from wire import Connection, Timing, closed_loop, in_background
 
 FAST = {"x-script-fast": "1", "x-script-reply": "1KB"}
@@ -42,6 +43,7 @@ REPLY = {"role": "assistant", "content": ("The release notes say what changed, a
 INSERT_BYTES = 2_048  # of the row that a bare durable insert writes
 MILLISECOND = 1e3
 WINDOWS = (8_192, 131_072)
+BARE_MS = 0.025  # CPU of `bare.py` a request on the machine that the aims were set on
 QUIET_MS = 0.3  # to the first byte of 1 KB, asked directly on a quiet machine
 
 
@@ -254,7 +256,9 @@ def database(server: Server) -> str | None:
 def throughput(bench: Bench) -> None:
     """Requests a second and CPU of each at 1 KB, then CPU of streams."""
     seconds, streams = (2.0, 40) if bench.quick else (8.0, 400)
-    for name, server in (("direct", bench.provider), ("infold", bench.infold)):
+    bare = bare_server(bench.provider.log.parent, bench.provider.url, bench.infold.core if bench.infold else None)
+    bare.start()
+    for name, server in (("direct", bench.provider), ("bare", bare), ("infold", bench.infold)):
         if server is None:
             continue
         members = roles(server, bench.infold)
@@ -275,12 +279,14 @@ def throughput(bench: Bench) -> None:
         used = {role: cpu_seconds(pids) - before[role] for role, pids in members.items()}
         facts = {f"cpu_ms_{role}": round(value / streams * MILLISECOND, 3) for role, value in used.items()}
         bench.facts[f"stream_100_chunks_{name}"] = facts | {"streams": len(load.latencies), "failures": load.failures}
+    bare.stop()
+    bench.facts["slower_than_the_aims_machine"] = round(bench.facts["load_32_bare"]["cpu_ms_bare"] / BARE_MS, 1)
 
 
 def roles(server: Server, infold: Server | None) -> dict[str, Sequence[int]]:
     if server is not infold:
         assert server.process is not None
-        return {"provider": [server.process.pid]}
+        return {server.name: [server.process.pid]}
     members = family(server)
     return {"web": members.web, "postgres": members.postgres, "worker": members.worker}
 
@@ -401,7 +407,8 @@ def checks(bench: Bench) -> dict[str, bool]:
     held = {"every request answered": not bench.failures}
     if bench.infold is None:
         return held
-    busy = min(4.0, max(1.0, median(bench.rows[0].direct) * MILLISECOND / QUIET_MS))
+    direct = median(bench.rows[0].direct) * MILLISECOND if bench.rows else QUIET_MS
+    busy = min(4.0, max(1.0, direct / QUIET_MS))
     slack = 5 * busy if bench.quick else 1
     for row in bench.rows:
         if row.aim_ms and row.infold:

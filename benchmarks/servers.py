@@ -136,6 +136,13 @@ def provider_server(workspace: Path, windows: Sequence[int] = (), core: int | No
     return Server("provider", command, port, workspace / "provider.log", "/__asked", core=core)
 
 
+def bare_server(workspace: Path, upstream: str, core: int | None = None) -> Server:
+    """The least that a proxy in Python can be, as a measure of the machine."""
+    port = free_port()
+    command = [sys.executable, str(HERE / "bare.py"), "--port", str(port), "--upstream", upstream]
+    return Server("bare", command, port, workspace / "bare.log", "/__asked", core=core)
+
+
 def infold_server(workspace: Path, upstream: str, serve: str = "", core: int | None = None) -> Server:
     """`infold serve` with a data directory under `workspace`; `serve` replaces the command."""
     script = Path(sys.executable).parent / "infold"
