@@ -75,10 +75,9 @@ def verbatim(
     for position in positions:
         for index in before.get(position, ()):
             yield system(counted, index)
-        size = len(counted.line)
-        if position in blocks and blocks[position].raw(size):
+        if position in blocks and blocks[position].raw:
             block = blocks[position]
-            yield Piece(block.raw(size), Placement(position, position, Form.FULL, block.tokens(size), "re-injected"))
+            yield Piece(block.raw, Placement(position, position, Form.FULL, block.tokens, "re-injected"))
         raw = counted.line.messages[position].raw
         yield Piece(raw, Placement(position, position + 1, Form.FULL, counted.tokens[position], why))
 

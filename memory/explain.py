@@ -24,7 +24,7 @@ def explain(
             {"id": s.id, "start": s.start, "stop": s.stop, "tokens": s.tokens, "title": s.title}
             for s in frozen.stretches
         ],
-        "block": told_block(block, len(standing.counted.line)) if block else None,
+        "block": told_block(block) if block else None,
         "forwarded": [piece.raw.decode("utf-8", "replace") for piece in pieces if is_ours(piece)],
     }
 
@@ -43,11 +43,11 @@ def numbers(standing: Standing) -> dict[str, object]:
     }
 
 
-def told_block(block: Block, size: int) -> dict[str, object]:
-    quotes = block.filled_quotes if block.filled and size == block.asked else block.quotes
+def told_block(block: Block) -> dict[str, object]:
+    quotes = block.filled_quotes if block.filled else block.quotes
     return {
         "position": block.position,
-        "tokens": block.tokens(size),
+        "tokens": block.tokens,
         "kept_tokens": block.kept_tokens,
         "quotes": quotes,
     }

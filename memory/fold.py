@@ -6,7 +6,6 @@ The numbers it gives are also what `GET /memory-manager/turns/{id}` explains.
 from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
-from msgspec.structs import replace
 
 from memory.assemble import Counted, Piece, displaced, kept_parts, late_systems, system
 from memory.errors import CannotFit
@@ -21,6 +20,7 @@ HELD_BACK_TOKENS = 40
 PLENTY = 2  # blocks of full size that a session can still afford; with less it spends on the best alone
 LOOP_PARTS = 8  # of the room between two rollovers: a block inside a loop has at most one
 LOOP_TOKENS = 3_072  # or, where windows are small, so many in its first request, and later if rollovers stay rare
+LOOP_SPARE = 5  # of the room up to the limit: one part stays free for the calls that follow, or they cut it at once
 ROLLOVERS = 1.3  # times what the client's new messages alone would cause, at most
 FIRST_TOKENS, FIRST_WINDOWS = 16_384, 2  # that a session may spend on blocks before it has earned any, the less
 
@@ -40,7 +40,7 @@ class Standing(msgspec.Struct, frozen=True):
         """Of the prompt."""
         if self.frozen is None:
             return self.counted.total
-        blocks = sum(block.kept_tokens for block in self.blocks.values())  # what fills up goes with the next call
+        blocks = sum(block.kept_tokens for block in self.blocks.values())  # what fills up is cut when it is in the way
         return self.counted.front + self.late_tokens + self.frozen.tokens + self.new_tokens + blocks
 
     @property
@@ -119,8 +119,10 @@ def standing_blocks(
 ) -> dict[int, Block]:
     """The blocks that are part of the prompt.
 
-    The newest user message's block stands as it was. An older one stands where that is cheaper than taking it out;
-    that is decided from what lies between the two user messages, so every later request decides alike.
+    The newest user message's block stands as it was; what filled it up stays while it fits (`cut_to_fit`), unless it
+    is so much that reading it again and again costs more than cutting it once. An older one stands where that is
+    cheaper than taking it out; that is decided from what lies between the two user messages, so every later request
+    decides alike.
     """
     if frozen is None:
         return {}
@@ -136,8 +138,11 @@ def standing_blocks(
     for position, block in latest.items():
         following = next((i for i in users if i > position), None)
         behind = sum(counted.tokens[position : following if following is not None else len(messages)])
-        if position == newest or (block.kept and block_stays(block.kept_tokens, behind, budget, prices)):
-            stay[position] = block
+        if position == newest:
+            small = block.filled_tokens - block.kept_tokens <= LOOP_TOKENS
+            stay[position] = block if small or block.asked == len(messages) else block.cut()
+        elif block.kept and block_stays(block.kept_tokens, behind, budget, prices):
+            stay[position] = block.cut()
     return stay
 
 
@@ -145,7 +150,7 @@ class Room(msgspec.Struct, frozen=True):
     """Tokens that a new block may have."""
 
     stays: int  # as long as it stands
-    once: int  # in the request that made it; at most `stays` where filling does not pay
+    once: int  # in the request that made it, and while it fits; at most `stays` where filling does not pay
     scarce: bool  # the session has little left to spend on blocks
 
 
@@ -168,7 +173,7 @@ def block_room(standing: Standing, in_loop: bool, max_share: float, allowance: i
         between = budget.trigger - budget.target
         spare = budget.limit - budget.target - int(between / ROLLOVERS)
         most = min(most, max(between // LOOP_PARTS, min(LOOP_TOKENS, spare)))
-        once = max(most, min(once, LOOP_TOKENS))
+        once = max(most, min(once, LOOP_TOKENS, room - room // LOOP_SPARE))
     scarce = allowance < PLENTY * most
     stays = min(most, room, allowance // 2 if scarce else allowance)
     if rolled and standing.cold:
@@ -183,11 +188,11 @@ def cut_to_fit(standing: Standing) -> dict[int, Block]:
 
     They fitted when they were made; but a window can turn out smaller than it was thought.
     """
-    blocks, size = dict(standing.blocks), len(standing.counted.line)
+    blocks = dict(standing.blocks)
     over = standing.tokens - standing.budget.limit
-    for position, block in sorted(blocks.items(), key=lambda pair: -pair[1].tokens(size)):
-        if over + block.tokens(size) - block.kept_tokens > 0:
-            blocks[position] = block = replace(block, filled=b"", filled_tokens=0)
+    for position, block in sorted(blocks.items(), key=lambda pair: -pair[1].tokens):
+        if over + block.tokens - block.kept_tokens > 0:
+            blocks[position] = block = block.cut()
         if over > 0:
             over -= block.kept_tokens
             del blocks[position]

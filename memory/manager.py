@@ -323,13 +323,13 @@ class MemoryManager:
         blocks = cut_to_fit(replace(now, blocks=blocks))
         pieces = assemble(counted, frozen, blocks)
         forwarded = counted.fixed + sum(piece.placement.tokens for piece in pieces)
-        fresh_block = block.tokens(len(counted.line)) if block else 0
+        fresh_block = block.tokens if block else 0
         direct, ours = saved_input(before, forwarded, why is not None, fresh_block)
         folded = replace(
             wire,
             body=dialect.render(counted.asked, [piece.raw for piece in pieces]),
             forwarded_tokens=forwarded,
-            block_tokens=sum(b.tokens(len(counted.line)) for b in blocks.values()),
+            block_tokens=sum(b.tokens for b in blocks.values()),
             rolled=why,
             saved_usd=direct - ours if wire.model.prices else None,
             record=explain(before, why, pieces, frozen, blocks.get(search.position)),

@@ -54,7 +54,10 @@ class Search(msgspec.Struct, frozen=True):
 
     @property
     def acts(self) -> bool:
-        """Is it an agent's line? Then "yes, please" means what was said before, and all of the line is its own."""
+        """Is it an agent's line? Then "yes, please" means what was said before, and all of the line is its own.
+
+        Its words find nothing that is over the floor, and yet the call that follows needs ids and amounts from there.
+        """
         return any(message.calls for message in self.line.messages)
 
 
@@ -115,7 +118,7 @@ def cost(quotes: Sequence[Quote]) -> int:
 def relevant(search: Search, positions: Sequence[int], room: int, least_share: float) -> tuple[Quote, ...]:
     candidates = [passage(search, i) for i in positions]
     ranking = rank.rank(wanted(search), candidates, search.similar)
-    floor = 0.0 if search.in_loop else search.floor  # a loop's query says little in words, and its history is its own
+    floor = 0.0 if search.in_loop or search.acts else search.floor
     chosen = rank.select(ranking, candidates, room, floor, search.count, FRAME, least_share)
     scores = {candidate.position: candidate.score for candidate in ranking}
     return tuple(Quote(c.position, c.tokens, scores.get(c.position, 0.0), "relevant", c.start, c.stop) for c in chosen)

@@ -3,6 +3,7 @@
 from enum import StrEnum
 
 import msgspec
+from msgspec.structs import replace
 
 
 class Form(StrEnum):
@@ -111,11 +112,11 @@ class Quote(msgspec.Struct, frozen=True):
 class Block(msgspec.Struct, frozen=True):
     """Earlier messages, quoted directly before the user message at `position`; empty when nothing was relevant.
 
-    On a rollover it may fill the room up to the limit (`filled`); the next call gets `kept`, and so do all that follow.
+    In the request that made it it may have more (`filled`); once it is cut, all that follow get `kept`.
     """
 
     position: int  # of the newest user message it was made for
-    asked: int  # how many messages the request had for which it was made: only there `filled` goes out
+    asked: int  # how many messages the request had for which it was made
     kept: bytes  # a message; b"" for none
     kept_tokens: int
     filled: bytes = b""  # b"": the same as `kept`
@@ -124,11 +125,17 @@ class Block(msgspec.Struct, frozen=True):
     quotes: tuple[Quote, ...] = ()  # of `kept`
     filled_quotes: tuple[Quote, ...] = ()
 
-    def raw(self, messages: int) -> bytes:
-        return self.filled if self.filled and messages == self.asked else self.kept
+    @property
+    def raw(self) -> bytes:
+        return self.filled or self.kept
 
-    def tokens(self, messages: int) -> int:
-        return self.filled_tokens if self.filled and messages == self.asked else self.kept_tokens
+    @property
+    def tokens(self) -> int:
+        return self.filled_tokens or self.kept_tokens
+
+    def cut(self) -> "Block":
+        """Without what filled up."""
+        return replace(self, filled=b"", filled_tokens=0, filled_quotes=())
 
 
 class Placement(msgspec.Struct, frozen=True):

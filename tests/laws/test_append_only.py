@@ -165,7 +165,7 @@ def test_the_first_rollover_is_due_at_the_trigger_and_not_before(run):
 
 
 def test_a_block_is_byte_identical_for_as_long_as_its_user_message_is_the_newest(run):
-    """But for the one that filled the prompt on a rollover: it is cut once, on the next call."""
+    """But for what filled it up: that is cut once, when its place is needed."""
     loops: dict[str, list[int]] = {}
     for i, request in enumerate(run.asked):
         newest = next(message["content"] for message in reversed(request) if message["role"] == "user")

@@ -76,11 +76,11 @@ def test_an_empty_block_is_no_message():
     assert raws(TALK, frozen(4, digest(0, 4)), {4: Block(4, 5, b"", 0)}) == ["told", "u3"]
 
 
-def test_the_filled_block_goes_out_once_and_the_smaller_one_ever_after():
+def test_a_filled_block_goes_out_and_when_it_is_cut_the_smaller_one():
     block = Block(4, 5, BLOCK, 4, filled=b'{"role":"user","content":"filled"}', filled_tokens=9)
     state = frozen(4, digest(0, 4))
     assert raws(TALK, state, {4: block}) == ["told", "filled", "u3"]
-    assert raws([*TALK, assistant("a3"), user("u4")], state, {4: block})[:3] == ["told", "quoted", "u3"]
+    assert raws([*TALK, assistant("a3"), user("u4")], state, {4: block.cut()})[:3] == ["told", "quoted", "u3"]
 
 
 def test_a_pinned_user_message_stands_between_digest_and_tail():

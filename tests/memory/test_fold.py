@@ -12,7 +12,16 @@ from msgspec.structs import replace
 from memory.assemble import Counted, assemble
 from memory.budget import budget
 from memory.errors import CannotFit
-from memory.fold import LOOP_TOKENS, ROLLOVERS, Standing, block_room, saved_input, standing_blocks, without_store
+from memory.fold import (
+    LOOP_TOKENS,
+    ROLLOVERS,
+    Standing,
+    block_room,
+    cut_to_fit,
+    saved_input,
+    standing_blocks,
+    without_store,
+)
 from memory.prompts import HELD_BACK
 from memory.types import Block, Budget, Form, Frozen, Model, Part, Prices
 from proxy.wire.openai import message_json
@@ -156,6 +165,47 @@ def test_whether_an_older_block_stands_does_not_change_as_the_conversation_goes_
         assert len(decisions) == 1
 
 
+def blocks_of_a_loop(block: Block, frozen: Frozen, steps: int) -> list[tuple[Block, int]]:
+    """A block at each call of its loop, and the tokens of the prompt with it."""
+    rng = random.Random(9)
+    said = [*chat(rng, 5, 20)[:-1], user("go")]
+    found = []
+    for step in range(steps):
+        counted = counted_of(said)
+        now = standing(counted, frozen=frozen, blocks=standing_blocks(counted, frozen, [block], BUDGET, HALF))
+        blocks = cut_to_fit(now)
+        found.append((blocks[10], now.tokens - block.kept_tokens + blocks[10].tokens))
+        said += [calling((f"c{step}", "{}")), result(f"c{step}", prose(rng, 200))]
+    return found
+
+
+LOOP_START = Frozen(10, (Part(0, 10, 100, b"{}", Form.SUMMARY),), (), 100, 11)
+
+
+def test_what_filled_a_block_stays_until_the_loop_needs_its_place_and_is_cut_once():
+    """Cutting it with the next call cost evidence and a second reading, while the place it had made stayed empty."""
+    block = Block(10, 11, b"kept", 500, b"filled", 2_500)
+    steps = blocks_of_a_loop(block, LOOP_START, 25)
+    shown = [found.raw for found, _ in steps]
+    full = shown.count(b"filled")
+
+    assert shown == [b"filled"] * full + [b"kept"] * (len(shown) - full)
+    assert 5 < full < len(shown)
+    assert steps[full - 1][1] <= BUDGET.limit < steps[full][1] + 2_000
+
+
+def test_much_that_filled_a_block_is_cut_with_the_next_call():
+    """Read again on each call of a loop it costs more than it did once."""
+    block = Block(10, 11, b"kept", 500, b"filled", 501 + LOOP_TOKENS)
+    assert [found.raw for found, _ in blocks_of_a_loop(block, LOOP_START, 3)] == [b"filled", b"kept", b"kept"]
+
+
+def test_what_filled_a_block_is_gone_when_its_user_message_is_no_longer_the_newest():
+    counted, frozen = loop()
+    blocks = standing_blocks(counted, frozen, [Block(10, 11, b"kept", 5, b"filled", 50)], BUDGET, TENTH)
+    assert (blocks[10].raw, blocks[10].tokens) == (b"kept", 5)
+
+
 def json_of(message: object) -> dict:
     return json.loads(message.raw)  # type: ignore[attr-defined]
 
@@ -262,6 +312,15 @@ def test_a_block_in_a_loop_leaves_rollovers_rare_and_every_block_fits(window, ro
     assert between / (budget.limit - budget.target - inside.stays) <= ROLLOVERS * 1.01
     assert inside.stays <= outside.stays <= outside.once <= most
     assert block_room(replace(now, cold=True), False, 0.6, 10**9, True).once == most
+
+
+def test_in_a_loop_a_part_of_the_room_stays_free_for_the_calls_that_follow():
+    """A block that filled it all was cut by the next call: written twice for one call."""
+    budget = Budget(4_352, 256, 4_052, 3_264, 1_664)
+    now = standing(talk_of(1_700), budget=budget)
+    room = block_room(now, True, 0.6, 10**9, False)
+
+    assert room.stays < room.once <= (budget.limit - now.tokens) * 4 // 5 + 1
 
 
 def test_a_session_that_can_afford_little_spends_half_of_it_and_none_without():

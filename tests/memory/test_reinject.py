@@ -124,6 +124,22 @@ def test_in_a_loop_the_last_calls_and_results_join_the_query():
     assert "animals/pool.py" in text(reinject(search, 1_000, 1_000))
 
 
+def test_an_agents_yes_brings_back_what_its_call_needs_though_no_word_is_over_the_floor():
+    """The user of an agent often says no more than "go ahead"; the call that follows needs ids from before.
+
+    Such a message found nothing over the floor, so the prompt had no block, with most of the window unused.
+    """
+    looked_up = [user("Change my flight."), calling(("c1", '{"id": "VA5SGQ"}')), result("c1", '{"card": "8003957"}')]
+    offer = assistant("The bag is 50 dollars. Shall I go on?")
+    chatter = talk(seed=4)[:-1]
+    search = search_of([*looked_up, *chatter, offer, user("Yes, please go ahead with that approach.")])
+    silent = search_of([*looked_up[:1], *chatter, offer, user("Yes, please go ahead with that approach.")])
+
+    assert not search.in_loop
+    assert "8003957" in text(reinject(search, 8_000, 8_000))
+    assert text(reinject(silent, 8_000, 8_000)) == ""
+
+
 # By name
 
 
@@ -211,8 +227,8 @@ def test_with_more_room_than_its_share_a_block_is_filled_once_and_kept_small():
     block = reinject(search_of(messages), 500, 3_000)
 
     assert block.kept_tokens <= 500 < block.filled_tokens <= 3_000
-    assert block.raw(block.asked) == block.filled
-    assert block.raw(block.asked + 2) == block.kept
+    assert (block.raw, block.tokens) == (block.filled, block.filled_tokens)
+    assert (block.cut().raw, block.cut().tokens) == (block.kept, block.kept_tokens)
 
 
 def test_without_more_room_than_its_share_nothing_is_filled():
