@@ -139,7 +139,7 @@ def standing_blocks(
         following = next((i for i in users if i > position), None)
         behind = sum(counted.tokens[position : following if following is not None else len(messages)])
         if position == newest:
-            small = block.filled_tokens - block.kept_tokens <= LOOP_TOKENS
+            small = bool(block.kept) and block.filled_tokens - block.kept_tokens <= LOOP_TOKENS
             stay[position] = block if small or block.asked == len(messages) else block.cut()
         elif block.kept and block_stays(block.kept_tokens, behind, budget, prices):
             stay[position] = block.cut()

@@ -200,6 +200,12 @@ def test_much_that_filled_a_block_is_cut_with_the_next_call():
     assert [found.raw for found, _ in blocks_of_a_loop(block, LOOP_START, 3)] == [b"filled", b"kept", b"kept"]
 
 
+def test_a_block_without_a_share_is_gone_with_the_next_call():
+    """`recall.max_share` 0: blocks come back in the request of a rollover only."""
+    block = Block(10, 11, b"", 0, b"filled", 700)
+    assert [found.raw for found, _ in blocks_of_a_loop(block, LOOP_START, 3)] == [b"filled", b"", b""]
+
+
 def test_what_filled_a_block_is_gone_when_its_user_message_is_no_longer_the_newest():
     counted, frozen = loop()
     blocks = standing_blocks(counted, frozen, [Block(10, 11, b"kept", 5, b"filled", 50)], BUDGET, TENTH)
