@@ -101,18 +101,17 @@ class Chosen:
     stop: int | None = None  # None: to the end
 
 
-def query(newest: str, calls: Sequence[str] = (), before: Sequence[str] = ()) -> Query:
+def query(newest: str, context: Sequence[str] = ()) -> Query:
     """Make a query of the newest user message.
 
     Args:
-        calls: the last calls and results of an agent's loop; their terms count less.
-        before: the messages before the newest one; they are used where it says too little, as "yes, do that" does.
+        context: the last calls and results of an agent's loop, or what was said before; their terms count less, unless
+            the newest message says too little, as "yes, do that" does.
     """
     weights = dict.fromkeys(terms(newest).counts.keys() - EMPTY, 1.0)
-    joined = calls if calls or len(weights) >= THIN_TERMS else before
-    context = {term for text in joined for term in terms(text).counts} - EMPTY - weights.keys()
+    more = {term for text in context for term in terms(text).counts} - EMPTY - weights.keys()
     share = CONTEXT * len(weights) if len(weights) >= THIN_TERMS else THIN_TERMS
-    weights |= dict.fromkeys(context, min(1.0, share / max(len(context), 1)))
+    weights |= dict.fromkeys(more, min(1.0, share / max(len(more), 1)))
     names = frozenset(WORD.findall(newest.lower())) - EMPTY
     return Query(weights, names)
 

@@ -83,16 +83,17 @@ def test_a_message_that_says_too_little_is_read_with_what_stood_before_it():
     texts[30] = "reservation HAT178 leaves at nine"
     passages = line_of(*texts)
 
-    wanted = query("yes, do that", before=["Shall I cancel reservation HAT178?"])
+    wanted = query("yes, do that", ["Shall I cancel reservation HAT178?"])
 
     assert rank(wanted, passages).found[0].position == 30
-    assert query("cancel the other reservation of mine", before=["HAT178"]).weights.keys().isdisjoint({"hat178"})
+    longer = query("cancel the other reservation of mine today", ["HAT178"])
+    assert longer.weights["hat178"] < wanted.weights["hat178"]
 
 
 def test_calls_of_a_loop_join_the_query_and_count_less():
     texts = chatter(100)
     texts[30], texts[70] = "the ledger of umbrellas", "file tests/test_parser.py fails"
-    wanted = query("what of the umbrellas?", calls=["open tests/test_parser.py"])
+    wanted = query("what of the umbrellas?", context=["open tests/test_parser.py"])
 
     assert [found.position for found in rank(wanted, line_of(*texts)).found if found.position in (30, 70)] == [30, 70]
 
