@@ -19,6 +19,7 @@ from memory.types import Block, Frozen, Quote, Stretch
 
 FRAME = rank.Frame(message=4, run=14)  # what quoting costs beside the text, as `prompts.quote_text` writes it
 QUOTE_TOKENS = FRAME.message + FRAME.run
+UNSURE_TOKENS = 1_536  # that may come back on an agent's line where nothing passes the floor
 BEST = 0.7  # of the best score: what comes back where little may be spent
 ROUNDS = 3  # of choosing
 SMALLEST_ROOM = 64  # tokens; less is not worth another round
@@ -93,6 +94,8 @@ def choose(search: Search, room: int, least_share: float, fills: bool = False) -
     frame = search.count(block_text(search.nonce, ())) + MESSAGE_TOKENS
     quotes = fitting(search, named_positions(search), room - frame, "named")
     gone = [i for i in displaced(search.frozen) if i not in search.quoted]
+    if search.acts and not search.in_loop and not is_sure(search, gone):
+        room = min(room, UNSURE_TOKENS + cost(quotes))
     free = room - frame - cost(quotes)
     for _ in range(ROUNDS):
         known = len(quotes)
@@ -118,10 +121,20 @@ def cost(quotes: Sequence[Quote]) -> int:
 def relevant(search: Search, positions: Sequence[int], room: int, least_share: float) -> tuple[Quote, ...]:
     candidates = [passage(search, i) for i in positions]
     ranking = rank.rank(wanted(search), candidates, search.similar)
-    floor = 0.0 if search.in_loop or search.acts else search.floor
-    chosen = rank.select(ranking, candidates, room, floor, search.count, FRAME, least_share)
+    chosen = rank.select(ranking, candidates, room, floor_of(search), search.count, FRAME, least_share)
     scores = {candidate.position: candidate.score for candidate in ranking}
     return tuple(Quote(c.position, c.tokens, scores.get(c.position, 0.0), "relevant", c.start, c.stop) for c in chosen)
+
+
+def floor_of(search: Search) -> float:
+    """An agent's history is its own, and its query says little in words: "go ahead" outside a loop, calls inside."""
+    return 0.0 if search.in_loop or search.acts else search.floor
+
+
+def is_sure(search: Search, positions: Sequence[int]) -> bool:
+    """Does anything pass the floor that holds for chats?"""
+    ranking = rank.rank(wanted(search), [passage(search, i) for i in positions], search.similar)
+    return any(found.score > search.floor for found in ranking)
 
 
 def recent(search: Search, positions: Sequence[int], room: int) -> tuple[Quote, ...]:

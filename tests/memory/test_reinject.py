@@ -15,7 +15,7 @@ from memory.identify import message_hint
 from memory.lexical import terms
 from memory.plan import roll
 from memory.prompts import Quoted, block_text, defuse, hints_in, session_nonce
-from memory.reinject import Search, every, reinject, spoken
+from memory.reinject import UNSURE_TOKENS, Search, every, reinject, spoken
 from memory.settings import Recall
 from memory.types import Block, Frozen, Model
 from tests.conversations import (
@@ -137,6 +137,7 @@ def test_an_agents_yes_brings_back_what_its_call_needs_though_no_word_is_over_th
 
     assert not search.in_loop
     assert "8003957" in text(reinject(search, 8_000, 8_000))
+    assert reinject(search, 8_000, 8_000).tokens <= UNSURE_TOKENS
     assert text(reinject(silent, 8_000, 8_000)) == ""
 
 
