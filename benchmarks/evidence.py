@@ -324,6 +324,8 @@ def checks(results: Sequence[Json]) -> dict[str, bool]:
             if way in ways:
                 held[f"{where}, {way}: all answered"] = ways[way]["refused"] == 0
                 held[f"{where}, {way}: every prompt within the budget"] = ways[way]["over_window"] == 0
+                degraded = ways[way]["modes"].get("degraded", 0) / ways[way]["questions"]
+                held[f"{where}, {way}: memory was at hand, but for 1 in 20"] = degraded <= 0.05
                 near = ways[way]["recall"] >= ways["keep-last"]["recall"] - 0.02 - one
                 held[f"{where}, {way}: recall at most .02 below keep-last"] = near
         if "fresh" in ways and "settled" in ways:
