@@ -119,10 +119,11 @@ def standing_blocks(
 ) -> dict[int, Block]:
     """The blocks that are part of the prompt.
 
-    The newest user message's block stands as it was; what filled it up stays while it fits (`cut_to_fit`), unless it
-    is so much that reading it again and again costs more than cutting it once. An older one stands where that is
-    cheaper than taking it out; that is decided from what lies between the two user messages, so every later request
-    decides alike.
+    The newest user message's block stands as it was made or cut last; what filled it up stays while it fits
+    (`cut_to_fit`), unless it is so much that reading it again and again costs more than cutting it once. An older one
+    stands where that is cheaper than taking it out: not where it would have to be cut now, for the provider reads all
+    behind a cut anew. That is decided from what lies between the two user messages, so every later request decides
+    alike.
     """
     if frozen is None:
         return {}
@@ -138,10 +139,12 @@ def standing_blocks(
     for position, block in latest.items():
         following = next((i for i in users if i > position), None)
         behind = sum(counted.tokens[position : following if following is not None else len(messages)])
+        small = bool(block.kept) and block.filled_tokens - block.kept_tokens <= LOOP_TOKENS
         if position == newest:
-            small = bool(block.kept) and block.filled_tokens - block.kept_tokens <= LOOP_TOKENS
             stay[position] = block if small or block.asked == len(messages) else block.cut()
-        elif block.kept and block_stays(block.kept_tokens, behind, budget, prices):
+            continue
+        was_cut = not block.filled or (not small and following is not None and following > block.asked + 1)
+        if was_cut and block.kept and block_stays(block.kept_tokens, behind, budget, prices):
             stay[position] = block.cut()
     return stay
 
@@ -184,9 +187,9 @@ def block_room(standing: Standing, in_loop: bool, max_share: float, allowance: i
 
 
 def cut_to_fit(standing: Standing) -> dict[int, Block]:
-    """The blocks of a prompt that must fit: what fills up is cut first, then the largest go.
+    """The blocks of a prompt that must fit: what fills up is cut first, then the largest are emptied.
 
-    They fitted when they were made; but a window can turn out smaller than it was thought.
+    They fitted when they were made; but the prompt grows, and a window can turn out smaller than it was thought.
     """
     blocks = dict(standing.blocks)
     over = standing.tokens - standing.budget.limit
@@ -195,20 +198,35 @@ def cut_to_fit(standing: Standing) -> dict[int, Block]:
             blocks[position] = block = block.cut()
         if over > 0:
             over -= block.kept_tokens
-            del blocks[position]
+            blocks[position] = Block(position, block.asked, b"", 0)
     return blocks
 
 
-def saved_input(standing: Standing, forwarded: int, rolled: bool, new_block: int) -> tuple[float, float]:
+def written_anew(standing: Standing, stood: Block | None, block: Block) -> int:
+    """Tokens that the provider must read anew for the newest block, beside the new messages.
+
+    Args:
+        stood: how the block stood in the prompt before; None: it is new.
+    """
+    if stood is None or block is stood:
+        return block.tokens if stood is None else 0
+    line = standing.counted.line
+    return block.tokens + sum(standing.counted.tokens[block.position : line.fresh])
+
+
+def saved_input(standing: Standing, forwarded: int, rolled: bool, anew: int) -> tuple[float, float]:
     """What the input side would have cost directly, without a window, and what it costs: both estimates.
 
     Direct: all but the new messages is read from a warm cache. Ours: the same, but a rollover keeps only the front
-    in the cache, and a new block is written once.
+    in the cache, and a block is written once, with what stands behind it where it is cut.
+
+    Args:
+        anew: see `written_anew`.
     """
     counted, prices = standing.counted, standing.prices
     if standing.cold:
         return input_cost(counted.total, 0, prices), input_cost(forwarded, 0, prices)
-    cached = counted.front if rolled else max(forwarded - standing.fresh_tokens - new_block, 0)
+    cached = counted.front if rolled else max(forwarded - standing.fresh_tokens - anew, 0)
     direct = input_cost(counted.total, max(counted.total - standing.fresh_tokens, 0), prices)
     return direct, input_cost(forwarded, cached, prices)
 

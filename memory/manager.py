@@ -29,6 +29,7 @@ from memory.fold import (
     standing_blocks,
     usable,
     without_store,
+    written_anew,
 )
 from memory.identify import Line, beginning, continued, line, text_id
 from memory.lexical import Terms, terms
@@ -53,6 +54,7 @@ LINES_BYTES = 16 * 1024 * 1024  # of conversations whose nodes and tokens this p
 FOLDS_BYTES = 16 * 1024 * 1024  # of frozen prompts, and of blocks, that this process remembers
 COUNT_MARGIN = 1.02  # texts differ in how much more a provider counts
 MOST_FACTOR = 2.0  # no vocabulary of today needs more tokens than that
+STAY_FROM = 0.5  # of the trigger: a line that was folded and is shorter than that is a wire again
 EMBED_FROM = 0.5  # of the trigger: shorter sessions are never embedded
 
 
@@ -184,7 +186,7 @@ class MemoryManager:
             return wire
         budget = budget_for(model, asked.max_output_tokens, counted.front, self._settings.compression.target)
         wire = replace(wire, embed=counted.total > EMBED_FROM * budget.trigger)
-        if counted.total <= budget.trigger:
+        if counted.total <= budget.trigger and not self._stays_folded(counted, budget):
             return wire
         try:
             return await self._fold(wire, counted, budget, dialect)
@@ -192,6 +194,17 @@ class MemoryManager:
             return replace(wire, reason=str(error))
         except StoreError as error:
             return self._without_store(wire, counted, budget, dialect, str(error))
+
+    def _stays_folded(self, counted: Counted, budget: Budget) -> bool:
+        """Was the line folded when a request left more room for the answer, or more tools stood in it?
+
+        Going back to the client's own prompt for one request makes the provider read all of it anew. A window so large
+        that the line fills less than half of its trigger is another model's: it gets everything.
+        """
+        if counted.total <= STAY_FROM * budget.trigger:
+            return False
+        held = self._frozen.items(reversed(counted.line.nodes))
+        return usable(counted.line, [frozen for _, frozen in held]) is not None
 
     def learn(self, prepared: Prepared, window: int | None, counted: int | None) -> None:
         """Take from a refusal what the provider says of its window and of its own count.
@@ -307,7 +320,7 @@ class MemoryManager:
         why: str | None,
         dialect: Dialect,
     ) -> tuple[Prepared, Block | None]:
-        """The messages to forward, and the block that was made for them.
+        """The messages to forward, and the block of the newest user message, if it was made or cut for them.
 
         Args:
             before: how the prompt stood before a rollover.
@@ -316,15 +329,17 @@ class MemoryManager:
         counted, frozen, blocks = now.counted, now.frozen, now.blocks
         assert frozen is not None
         search = self._search_for(wire, now, dialect)
-        block = None
-        if search.position not in blocks:
-            block = await self._reinject(wire.caller, search, now, now.allowance(spent), rolled=why is not None)
-            blocks = {**blocks, search.position: block}
+        stood = blocks.get(search.position)
+        if stood is None:
+            made = await self._reinject(wire.caller, search, now, now.allowance(spent), rolled=why is not None)
+            blocks = {**blocks, search.position: made}
         blocks = cut_to_fit(replace(now, blocks=blocks))
+        block = blocks[search.position]
+        if stood is not None and block is not stood:
+            block = replace(block, asked=len(counted.line), paid_tokens=0)
         pieces = assemble(counted, frozen, blocks)
         forwarded = counted.fixed + sum(piece.placement.tokens for piece in pieces)
-        fresh_block = block.tokens if block else 0
-        direct, ours = saved_input(before, forwarded, why is not None, fresh_block)
+        direct, ours = saved_input(before, forwarded, why is not None, written_anew(now, stood, block))
         folded = replace(
             wire,
             body=dialect.render(counted.asked, [piece.raw for piece in pieces]),
@@ -332,9 +347,9 @@ class MemoryManager:
             block_tokens=sum(b.tokens for b in blocks.values()),
             rolled=why,
             saved_usd=direct - ours if wire.model.prices else None,
-            record=explain(before, why, pieces, frozen, blocks.get(search.position)),
+            record=explain(before, why, pieces, frozen, block),
         )
-        return folded, block
+        return folded, block if block is not stood else None
 
     def _search_for(self, wire: Prepared, standing: Standing, dialect: Dialect) -> Search:
         assert standing.frozen is not None

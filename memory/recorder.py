@@ -89,7 +89,7 @@ class Opening:
         if self._task is None:
             self._timer.cancel()
             return False
-        return await asyncio.shield(self._task)  # whoever waits may be cancelled; the opening is written
+        return await self._task
 
 
 class Recorder:

@@ -23,6 +23,7 @@ UNSURE_TOKENS = 1_536  # that may come back on an agent's line where nothing pas
 BEST = 0.7  # of the best score: what comes back where little may be spent
 ROUNDS = 3  # of choosing
 SMALLEST_ROOM = 64  # tokens; less is not worth another round
+CALLING = 4  # an agent calls tools in one of so many answers at least
 SAID_BEFORE = 2  # messages that join an agent's query outside a loop
 LOOP_CONTEXT = 2  # calls with results that join the query inside a loop
 
@@ -55,11 +56,13 @@ class Search(msgspec.Struct, frozen=True):
 
     @property
     def acts(self) -> bool:
-        """Is it an agent's line? Then "yes, please" means what was said before, and all of the line is its own.
+        """Is it an agent's line, where a quarter of the answers call tools? Then "yes, please" means what was said
+        before, and all of the line is its own.
 
         Its words find nothing that is over the floor, and yet the call that follows needs ids and amounts from there.
         """
-        return any(message.calls for message in self.line.messages)
+        answers = [bool(message.calls) for message in self.line.messages if message.role == "assistant"]
+        return sum(answers) * CALLING >= len(answers) > 0
 
 
 def reinject(search: Search, share_room: int, fill_room: int, scarce: bool = False, cold: bool = False) -> Block:

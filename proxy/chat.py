@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import structlog
@@ -47,7 +48,7 @@ class Parts:
     parser: openai.Parser
     pool: Pool
     recorder: Recorder
-    pepper: bytes | None = None  # None: the database has not been reached yet
+    pepper: bytes | None = field(default=None, repr=False)  # None: the database has not been reached yet
     background: set[asyncio.Task[Any]] = field(default_factory=set)
     parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -187,9 +188,10 @@ class Conversation:
                     return await self._relay(prepared, opening, reply, refusal=shorter)
         except ProxyError as error:
             if self._first_byte is None and not isinstance(error, ClientGone):
-                await self._record(prepared, opening, "failed", Heard(error=str(error)), None)
+                await self._record(prepared, opening, "failed", partial(Heard, error=str(error)), None)
             raise
-        await self._record(prepared, opening, "failed", Heard(error="context_length_exceeded"), 400)
+        too_long = partial(Heard, error="context_length_exceeded")
+        await self._record(prepared, opening, "failed", too_long, 400)
         await self.run(shorter, may_retry=False)
 
     def _headers(self, prepared: Prepared) -> Headers:
@@ -219,28 +221,28 @@ class Conversation:
         try:
             if has_no_body(exchange.method, reply):
                 recorded = True
-                await self._record(prepared, opening, status_of(reply), answer.heard(), reply.status)
+                await self._record(prepared, opening, status_of(reply), answer.heard, reply.status)
             await exchange.start(reply.status, headers)
             async for chunk in chunks(reply, refusal):
                 if ready := answer.feed(chunk):
                     await exchange.send(ready)
                 if answer.is_terminal and not recorded:
                     recorded = True
-                    await self._record(prepared, opening, status_of(reply), answer.heard(), reply.status)
+                    await self._record(prepared, opening, status_of(reply), answer.heard, reply.status)
                     await exchange.send(answer.held)
             if not recorded:
                 recorded = True
-                await self._record(prepared, opening, status_of(reply), answer.heard(), reply.status)
+                await self._record(prepared, opening, status_of(reply), answer.heard, reply.status)
             await exchange.send(b"" if answer.is_terminal else answer.held, more=False)
         except UpstreamCut:
             recorded = True
-            await self._record(prepared, opening, "partial", answer.heard(), reply.status)
+            await self._record(prepared, opening, "partial", answer.heard, reply.status)
             if answer.held:
                 await exchange.send(answer.held)
             raise
         finally:
             if not recorded:  # the client left, and took this task with it
-                self._parts.later(self._record(prepared, opening, "partial", answer.heard(), reply.status))
+                self._parts.later(self._record(prepared, opening, "partial", answer.heard, reply.status))
             self._report(prepared, reply)
 
     async def _notes(self, prepared: Prepared) -> Headers:
@@ -261,16 +263,20 @@ class Conversation:
     async def _open(self, prepared: Prepared) -> Opening:
         return self._parts.memory.open(prepared)
 
+    async def _hear(self, said: Callable[[], Heard]) -> Heard:
+        return said()
+
     async def _close(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> None:
         recording = self._parts.memory.record(prepared, opening, ended)
         kept = await fail_open(self._parts, recording, Kept.UNRECORDED)
         self._parts.metrics.turns.labels(kept).inc()
 
     async def _record(
-        self, prepared: Prepared, opening: Opening | None, status: str, heard: Heard, code: int | None
+        self, prepared: Prepared, opening: Opening | None, status: str, said: Callable[[], Heard], code: int | None
     ) -> None:
-        """Make the turn safe, even when the client leaves meanwhile: then it is written once more, beside."""
+        """Make the turn safe. Runs to its end even when the client leaves meanwhile."""
         now = time.perf_counter()
+        heard = await fail_open(self._parts, self._hear(said), Heard())
         ended = Ended(
             status=status,
             answers=heard.messages,
@@ -284,11 +290,7 @@ class Conversation:
                 "seconds_to_first_byte": round(self._first_byte - self._started, 6) if self._first_byte else None,
             },
         )
-        try:
-            await self._close(prepared, opening, ended)
-        except asyncio.CancelledError:  # the ids stay, so that what is written twice counts once
-            self._parts.later(self._close(prepared, opening, ended))
-            raise
+        await asyncio.shield(self._parts.later(self._close(prepared, opening, ended)))
         self._parts.metrics.record.observe(time.perf_counter() - now)
 
     def _report(self, prepared: Prepared, reply: Reply) -> None:

@@ -238,8 +238,15 @@ def completion_in(body: bytes) -> Completion:
         shape = _COMPLETION.decode(text)
     except _NOT_JSON:
         return Completion()
-    reasons = tuple(_string(choice.finish_reason) for choice in shape.choices or ())
+    reasons = tuple(_reason(choice.finish_reason) for choice in shape.choices or ())
     return Completion(_answers(body, text, shape), usage_of(shape.usage), reasons)
+
+
+def _reason(raw: Raw) -> str | None:
+    try:
+        return _string(raw)
+    except UnicodeDecodeError:
+        return None
 
 
 def _answers(body: bytes, text: bytes, shape: "_Completion") -> tuple[Message, ...]:

@@ -180,6 +180,43 @@ def test_a_block_is_byte_identical_for_as_long_as_its_user_message_is_the_newest
     assert compared > 10
 
 
+def test_a_block_changes_once_in_a_loop_however_much_its_calls_leave_for_the_answer(new_database, tmp_path):
+    """A cut is remembered, by other replicas, too: what is cut for one call does not come back for the next."""
+    provider = Provider()
+    rng = random.Random(6)
+    said = [m for _ in range(16) for m in (user(prose(rng, 80)), {"role": "assistant", "content": prose(rng, 120)})]
+    said += [user("Which orchard had the copper rocket?")]
+    with replicas(provider, new_database, tmp_path) as clients:
+        for step in range(24):
+            room = (256, 2_048)[step % 2]
+            clients[step // 3 % 2].chat.completions.create(model=MODEL, messages=said, max_tokens=room)
+            said += [calling((f"c{step}", "{}")), result(f"c{step}", prose(rng, 1_700 if step == 0 else 60))]
+    prompts = provider.prompts[1:]  # the first has not rolled over
+    changes = [one.block != other.block for one, other in itertools.pairwise(prompts)]
+    rolled = [not begins_with(after, before) for before, after in itertools.pairwise(prompts)]
+
+    assert sum(rolled) <= 1
+    assert 1 <= sum(changes) <= 1 + sum(rolled)
+
+
+def test_what_was_folded_stays_so_where_a_later_call_leaves_less_for_the_answer(proxy, provider):
+    """The trigger is lower where more is kept for the answer; going to and fro, the provider would read all anew."""
+    rng = random.Random(6)
+    said = [m for _ in range(24) for m in (user(prose(rng, 80)), {"role": "assistant", "content": prose(rng, 120)})]
+    modes = []
+    with proxy.client() as client:
+        for step in range(12):
+            said.append(user(f"step {step}"))
+            room = (2_048, 256)[step % 2]
+            reply = client.chat.completions.with_raw_response.create(model=MODEL, messages=said, max_tokens=room)
+            modes.append(reply.headers["x-infold-mode"])
+            said.append({"role": "assistant", "content": reply.parse().choices[0].message.content})
+        wide = client.chat.completions.with_raw_response.create(model="wide-128k", messages=said, max_tokens=256)
+
+    assert modes == ["folded"] * 12
+    assert wide.headers["x-infold-mode"] == "wire", "a window that large takes everything"
+
+
 def test_the_clients_newest_words_reach_the_provider_byte_for_byte(run):
     for request, prompt in zip(run.asked, run.prompts, strict=True):
         newest = next(message for message in reversed(request) if message["role"] == "user")

@@ -206,10 +206,13 @@ def test_a_block_without_a_share_is_gone_with_the_next_call():
     assert [found.raw for found, _ in blocks_of_a_loop(block, LOOP_START, 3)] == [b"filled", b"", b""]
 
 
-def test_what_filled_a_block_is_gone_when_its_user_message_is_no_longer_the_newest():
+def test_a_block_whose_filling_stood_to_the_end_goes_when_its_user_message_is_no_longer_the_newest():
+    """Cut or taken out, what follows it is read anew in any case; one that was cut before may stay."""
     counted, frozen = loop()
-    blocks = standing_blocks(counted, frozen, [Block(10, 11, b"kept", 5, b"filled", 50)], BUDGET, TENTH)
-    assert (blocks[10].raw, blocks[10].tokens) == (b"kept", 5)
+    filled, cut = Block(10, 11, b"kept", 5, b"filled", 50), Block(10, 12, b"kept", 5)
+
+    assert standing_blocks(counted, frozen, [filled], BUDGET, TENTH) == {}
+    assert standing_blocks(counted, frozen, [filled, cut], BUDGET, TENTH) == {10: cut}
 
 
 def json_of(message: object) -> dict:

@@ -131,14 +131,21 @@ def test_an_agents_yes_brings_back_what_its_call_needs_though_no_word_is_over_th
     """
     looked_up = [user("Change my flight."), calling(("c1", '{"id": "VA5SGQ"}')), result("c1", '{"card": "8003957"}')]
     offer = assistant("The bag is 50 dollars. Shall I go on?")
-    chatter = talk(seed=4)[:-1]
-    search = search_of([*looked_up, *chatter, offer, user("Yes, please go ahead with that approach.")])
-    silent = search_of([*looked_up[:1], *chatter, offer, user("Yes, please go ahead with that approach.")])
+    chatter = chat(random.Random(4), 12, 260)[:-1]
+    calls = [m for i in range(4) for m in (calling((f"d{i}", "{}")), result(f"d{i}", "done"))]
+    ask = user("Yes, please go ahead with that approach.")
+    search = search_of([*looked_up, *calls, *chatter, offer, ask])
 
     assert not search.in_loop
     assert "8003957" in text(reinject(search, 8_000, 8_000))
     assert reinject(search, 8_000, 8_000).tokens <= UNSURE_TOKENS
-    assert text(reinject(silent, 8_000, 8_000)) == ""
+    assert text(reinject(search_of([*chatter, offer, ask]), 8_000, 8_000)) == ""
+
+
+def test_a_chat_that_called_a_tool_once_stays_a_chat():
+    looked_up = [user("Will it rain?"), calling(("c1", "{}")), result("c1", '{"rain": "no"}')]
+    search = search_of([*looked_up, *talk(seed=4)[:-1], user("Thanks, bye!")])
+    assert text(reinject(search, 8_000, 8_000)) == ""
 
 
 # By name

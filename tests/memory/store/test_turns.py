@@ -259,7 +259,10 @@ async def test_of_several_frozen_prompts_the_newest_on_this_line_counts(pool):
         await record_turn(connection, turn_of(line, folds=(*folds, FoldRow(line.tip, "block", 4, pack(BLOCK)))))
         here = await find_line(connection, TENANT, line.nodes)
         there = await find_line(connection, TENANT, fork.nodes)
+        from_deeper = await find_line(connection, TENANT, line.nodes, 3)
 
+    assert ([frozen for _, frozen in from_deeper.frozen], from_deeper.blocks) == ([deeper], (BLOCK,))
+    assert (from_deeper.known, from_deeper.session) == (here.known, here.session) == (5, here.session)
     assert ([frozen for _, frozen in here.frozen], here.blocks) == ([deeper, FROZEN], (BLOCK,))
     assert ([frozen for _, frozen in there.frozen], there.blocks) == ([FROZEN], ())
 

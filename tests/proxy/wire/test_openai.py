@@ -546,6 +546,11 @@ def test_every_choice_has_its_message():
     assert said.finish_reasons == ("length", None)
 
 
+def test_a_finish_reason_that_is_no_text_costs_nothing_else():
+    said = completion_in(b'{"choices":[{"message":{"role":"assistant","content":"a"},"finish_reason":"caf\xe9"}]}')
+    assert ([message.text for message in said.messages], said.finish_reasons) == (["a"], (None,))
+
+
 @pytest.mark.parametrize(
     "body",
     [
