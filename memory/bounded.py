@@ -40,6 +40,11 @@ class Bounded(Generic[K, V]):
                 _, gone = self._entries.popitem(last=False)
                 self._weight -= self._weigh(gone)
 
+    def clear(self) -> None:
+        with self._lock:
+            self._entries.clear()
+            self._weight = 0
+
     def __contains__(self, key: K) -> bool:
         return key in self._entries
 
