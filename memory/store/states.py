@@ -169,7 +169,13 @@ async def load_cases(connection: asyncpg.Connection, place: Place, limit: int, a
 
 
 async def recount(connection: asyncpg.Connection, place: Place, now: datetime) -> None:
-    """Make a session's counters anew from its rows, so that no error of theirs lasts."""
+    """Make a session's counters anew from its rows, so that no error of theirs lasts.
+
+    Locked first: whoever has changed an item meanwhile adds the difference after us.
+    """
+    await connection.execute(
+        "select from infold.states where tenant = $1 and id = $2 for update", place.tenant, place.id
+    )
     await connection.execute(
         "update infold.states set tokens = sums.tokens, used = sums.used, untidied = 0, updated_at = $3,"
         " embedded = (select count(*) from infold.vectors v join infold.items i"
