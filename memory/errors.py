@@ -2,7 +2,10 @@
 
 LLMMemoryError
   NotFound            no such item, session, turn
-  InvalidRequest      the caller can fix it; names the field and the allowed values
+  InvalidRequest      the caller can fix it; names the field and the allowed values; a ValueError, too
+    TooLarge          it is larger than we take
+  Conflict            it is no longer in a state in which that can be done
+  NotAllowed          only an authenticated person may do that
   CannotFit           even the smallest plan is over the limit
   ModelError          an embedder or a summariser did not do its work
   StoreError          PostgreSQL did not do its work
@@ -23,12 +26,24 @@ class NotFound(LLMMemoryError):
     """There is no such thing in this tenant."""
 
 
-class InvalidRequest(LLMMemoryError):
+class InvalidRequest(LLMMemoryError, ValueError):
     """The request cannot be carried out as it stands."""
 
     def __init__(self, message: str, field: str | None = None) -> None:
         super().__init__(message)
         self.field = field
+
+
+class TooLarge(InvalidRequest):
+    """What was given is larger than we take."""
+
+
+class Conflict(LLMMemoryError):
+    """It is no longer in a state in which that can be done."""
+
+
+class NotAllowed(LLMMemoryError):
+    """Only an authenticated person may do that."""
 
 
 class CannotFit(LLMMemoryError):

@@ -4,16 +4,52 @@ Each message is hashed with its parent's hash under the tenant's key, so a conve
 its newest node names all of it. System and developer messages take no part: agents put the clock into them.
 """
 
+import re
+import secrets
+import time
 from base64 import b32decode, b32encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
 from operator import is_
+from uuid import UUID
 
+from memory.errors import InvalidRequest
 from memory.messages import DIGEST_BYTES, Message
+from memory.nouns import Place
 
 ROOT = b""
+SESSION_NAME = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+
+BLANKS = " \t\n\r\v\f"  # around a key; others are part of it
+LOCAL_KEY = ""  # whoever has no key on a loopback listener
+
+# Keys that people write because a client insists on one; they are everybody's.
+PLACEHOLDERS = frozenset(
+    (
+        "empty",
+        "none",
+        "null",
+        "ollama",
+        "lm-studio",
+        "sk-xxx",
+        "sk-no-key-required",
+        "no-key",
+        "dummy",
+        "dummy_key",
+        "test",
+        "local",
+        "not-needed",
+        "placeholder",
+        "your-api-key",
+        "sk-",
+        "x",
+        "xxx",
+        "key",
+        "api-key",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +121,48 @@ def beginning(tenant: bytes, messages: Sequence[Message]) -> bytes:
 def tenant_id(pepper: bytes, api_key: str) -> bytes:
     """A tenant is a keyed hash of the API key: 16 bytes. The key itself is never stored."""
     return blake2b(api_key.encode("utf-8", "surrogateescape"), digest_size=DIGEST_BYTES, key=pepper).digest()
+
+
+def is_nobodys(key: str | None) -> bool:
+    """No key, or one that people write because a client insists on one."""
+    bare = (key or "").strip(BLANKS)
+    return not bare or bare.lower() in PLACEHOLDERS
+
+
+def key_tenant(pepper: bytes, key: str | None) -> bytes:
+    """The tenant that a key names; nobody's keys name the local one, so listeners that others reach ask before."""
+    return tenant_id(pepper, LOCAL_KEY if key is None or is_nobodys(key) else key.strip(BLANKS))
+
+
+def fingerprint(key: str) -> str:
+    """A key as the audit names it: 8 hexadecimal digits."""
+    return blake2b(key.encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+
+
+def place(tenant: bytes, name: object = None) -> Place:
+    """The session that a tenant names so; None: its default session. Nobody has to look it up.
+
+    Raises:
+        InvalidRequest: a name of another shape.
+    """
+    if name is None:
+        name = str(_keyed_uuid(tenant, b"", b"default session"))
+    if not isinstance(name, str) or not SESSION_NAME.fullmatch(name):
+        raise InvalidRequest("session_id must be 1 to 128 characters of A-Z, a-z, 0-9 and . _ : -", "session_id")
+    return Place(tenant, name, _keyed_uuid(tenant, name.encode(), b"session"))
+
+
+def _keyed_uuid(tenant: bytes, words: bytes, use: bytes) -> UUID:
+    return UUID(bytes=blake2b(words, digest_size=16, key=tenant, person=use).digest())
+
+
+def new_id() -> UUID:
+    """A UUID version 7: sorts by time. Source: RFC 9562, section 5.7."""
+    stamp = int(time.time() * 1000).to_bytes(6, "big")
+    noise = bytearray(secrets.token_bytes(10))
+    noise[0] = 0x70 | noise[0] & 0x0F
+    noise[2] = 0x80 | noise[2] & 0x3F
+    return UUID(bytes=stamp + bytes(noise))
 
 
 @lru_cache(maxsize=1_000)  # a turn's id is written several times: in headers, log and record

@@ -1,6 +1,7 @@
 """What an operator may turn, with units, ranges and defaults; `proxy.yaml` explains each."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,46 @@ class Recall:
 
 
 @dataclass(frozen=True, slots=True)
+class Strategies:
+    """How far stored items are compressed; the three are shares of an item's tokens."""
+
+    aggressive: float = 0.10
+    balanced: float = 0.25
+    conservative: float = 0.50
+    most_share: float = 1 / 160  # share of the window that the digest of one item may have
+    target: float = 0.20  # share of the window that a session's items have once the trigger is passed
+    long_tokens: int = 2_000  # an item above it gets a digest when it is added
+
+
+@dataclass(frozen=True, slots=True)
+class Hygiene:
+    schedule: str = "17 3 * * *"  # cron, UTC; "": only on call
+    compress_after_days: float = 7  # since it was last read
+    archive_after_days: float = 30  # since it was stored, where nobody reads it
+    delete_after_days: float | None = None  # since it was stored; None: never
+    max_compressed_items: int = 1_000  # in a session; more are archived
+    every_items: int = 100  # added to a session since the last time; 0: only by schedule
+
+
+@dataclass(frozen=True, slots=True)
+class Summaries:
+    by: Literal["digest", "upstream"] = "digest"
+    model: str = ""  # "": the provider's small one
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    human_expiry_hours: float = 24  # after which a question to a human expires
+    event_days: float = 1  # how long events can be replayed
+    most_item_bytes: int = 64 * 2**20 - 1024  # of an item's content in UTF-8: a request of 64 MiB can bring it
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     compression: Compression = Compression()
     recall: Recall = Recall()
+    strategies: Strategies = Strategies()
+    hygiene: Hygiene = Hygiene()
+    summaries: Summaries = Summaries()
+    work: Work = Work()
+    quarantine: Literal["off", "suggest", "auto"] = "suggest"  # what happens to secrets that a detector finds

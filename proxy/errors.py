@@ -17,7 +17,7 @@ from typing import Literal, assert_never
 
 import orjson
 
-from memory.errors import InvalidRequest, LLMMemoryError, NotFound, StoreUnavailable
+from memory.errors import Conflict, InvalidRequest, LLMMemoryError, NotAllowed, NotFound, StoreUnavailable, TooLarge
 
 Dialect = Literal["openai", "anthropic"]
 
@@ -131,6 +131,12 @@ def _status_type_code(error: Exception) -> tuple[int, str, str | None]:
             return error.status, error.type, error.code
         case NotFound():
             return 404, "invalid_request_error", "not_found"
+        case TooLarge():
+            return 413, "invalid_request_error", "request_too_large"
+        case Conflict():
+            return 409, "invalid_request_error", "conflict"
+        case NotAllowed():
+            return 401, "authentication_error", "not_allowed"
         case InvalidRequest():
             return 400, "invalid_request_error", "invalid_request"
         case StoreUnavailable():

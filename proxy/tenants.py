@@ -1,39 +1,10 @@
 """API key -> tenant. Where that is uncertain, memory is neither read nor written."""
 
-import re
 from collections.abc import Sequence
 
-from memory.identify import tenant_id
+from memory.identify import SESSION_NAME, is_nobodys, key_tenant
 
-LOCAL_KEY = ""  # whoever has no key on a loopback listener
-
-# Keys that people write because a client insists on one; they are everybody's.
-PLACEHOLDERS = frozenset(
-    (
-        "empty",
-        "none",
-        "null",
-        "ollama",
-        "lm-studio",
-        "sk-xxx",
-        "sk-no-key-required",
-        "no-key",
-        "dummy",
-        "dummy_key",
-        "test",
-        "local",
-        "not-needed",
-        "placeholder",
-        "your-api-key",
-        "sk-",
-        "x",
-        "xxx",
-        "key",
-        "api-key",
-    )
-)
 KEY_HEADERS = frozenset((b"authorization", b"x-api-key", b"api-key"))
-SESSION_LABEL = re.compile(rb"[A-Za-z0-9._:\-]{1,128}\Z")
 
 
 def key_of(headers: Sequence[tuple[bytes, bytes]]) -> str | None:
@@ -56,11 +27,10 @@ def tenant_of(headers: Sequence[tuple[bytes, bytes]], pepper: bytes, is_loopback
     key = key_of(headers)
     if key is None and any(name in KEY_HEADERS and value.split() not in ([], [b"Bearer"]) for name, value in headers):
         return None  # two keys that differ, or a scheme we do not know
-    if key is None or key.lower() in PLACEHOLDERS:
-        return tenant_id(pepper, LOCAL_KEY) if is_loopback else None
-    return tenant_id(pepper, key)
+    return None if is_nobodys(key) and not is_loopback else key_tenant(pepper, key)
 
 
 def session_label(header: bytes | None) -> str | None:
     """X-Session-Id where it is well formed; None else."""
-    return header.decode() if header is not None and SESSION_LABEL.match(header) else None
+    name = (header or b"").decode("latin-1")
+    return name if SESSION_NAME.fullmatch(name) else None

@@ -1,13 +1,12 @@
 """Lines, turns and what was frozen for them: the writes and reads of a request."""
 
-import secrets
-import time
 from collections.abc import Sequence
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
+from memory.identify import new_id
 from memory.types import Block, Frozen
 
 BATCH_BYTES = 256 * 1024
@@ -175,9 +174,5 @@ def batches(rows: Sequence[NodeRow], size: int = BATCH_BYTES) -> list[Sequence[N
 
 
 def attempt_id() -> bytes:
-    """A UUID version 7: sorts by time. Source: RFC 9562, section 5.7."""
-    stamp = int(time.time() * 1000).to_bytes(6, "big")
-    noise = bytearray(secrets.token_bytes(10))
-    noise[0] = 0x70 | noise[0] & 0x0F
-    noise[2] = 0x80 | noise[2] & 0x3F
-    return stamp + bytes(noise)
+    """A new one's 16 bytes."""
+    return new_id().bytes

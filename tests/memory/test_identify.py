@@ -2,17 +2,25 @@
 
 import re
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memory.errors import InvalidRequest
 from memory.identify import (
+    LOCAL_KEY,
+    PLACEHOLDERS,
     Line,
+    fingerprint,
     fresh_from,
+    key_tenant,
     line,
     message_hint,
+    new_id,
     newest_user,
+    place,
     session_id,
     stretch_hint,
     tenant_id,
@@ -174,3 +182,49 @@ def test_what_is_new_in_a_request_begins_behind_the_last_answer(messages, fresh,
 def test_a_line_tells_its_parents():
     found: Line = line_of(BASE)
     assert [found.parent(i) for i in range(3)] == [None, found.nodes[0], found.nodes[1]]
+
+
+names = st.from_regex(r"[A-Za-z0-9._:\-]{1,128}", fullmatch=True)
+
+
+@given(names, names)
+def test_a_session_of_a_name_is_one_place_a_tenant(name, other):
+    assert place(TENANT, name) == place(TENANT, name)
+    assert place(TENANT, name).id != place(OTHER, name).id
+    assert (place(TENANT, name).id == place(TENANT, other).id) == (name == other)
+    assert place(TENANT, name).scope == [place(TENANT, name).id, UUID(int=0)]
+
+
+def test_who_names_no_session_is_in_one_of_the_tenants_own():
+    default = place(TENANT)
+    assert default == place(TENANT, default.name)
+    assert str(UUID(default.name)) == default.name != place(OTHER).name
+
+
+@pytest.mark.parametrize("name", ["", " ", "a b", "a\n", "ä", "a" * 129, "a/b", "\0", "\ud800", 7, b"a"])
+def test_a_session_name_of_another_shape_is_refused(name):
+    with pytest.raises(InvalidRequest) as caught:
+        place(TENANT, name)
+    assert caught.value.field == "session_id"
+
+
+@pytest.mark.parametrize("key", [None, "", " ", "\tOllama ", *sorted(PLACEHOLDERS)])
+def test_nobodys_keys_are_the_local_tenant(key):
+    assert key_tenant(b"p", key) == tenant_id(b"p", LOCAL_KEY)
+
+
+def test_a_key_is_a_tenant_whatever_blanks_are_around_it():
+    assert key_tenant(b"p", " sk-a\n") == key_tenant(b"p", "sk-a") == tenant_id(b"p", "sk-a")
+    assert key_tenant(b"p", "sk-a\xa0") != key_tenant(b"p", "sk-a")
+
+
+def test_a_fingerprint_tells_keys_apart_and_not_what_they_are():
+    assert re.fullmatch("[0-9a-f]{8}", fingerprint("sk-a"))
+    assert fingerprint("sk-a") != fingerprint("sk-b")
+
+
+def test_new_ids_are_of_version_7_and_never_meet():
+    made = [new_id() for _ in range(1_000)]
+    assert len(set(made)) == 1_000
+    assert {(id.version, id.variant) for id in made} == {(7, "specified in RFC 4122")}
+    assert [id.time_low for id in made] == sorted(id.time_low for id in made)

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from memory.errors import InvalidRequest, LLMMemoryError, NotFound, StoreUnavailable
+from memory.errors import Conflict, InvalidRequest, LLMMemoryError, NotAllowed, NotFound, StoreUnavailable, TooLarge
 from proxy.errors import BadFraming, BodyTooLarge, ClientGone, HeadersTooLarge, Silent, Unreachable, error_body
 from proxy.exchange import Exchange, while_client_stays
 from tests.scripted import RawClient, ask, connected, serve_asgi
@@ -247,6 +247,14 @@ async def test_an_answer_without_its_end_is_seen_as_broken_off(serving):
     [
         (NotFound(), 404, "invalid_request_error", "not_found"),
         (InvalidRequest("priority must be 0 to 10", "priority"), 400, "invalid_request_error", "invalid_request"),
+        (
+            TooLarge("content must have at most 5 bytes, got 6", "priority"),
+            413,
+            "invalid_request_error",
+            "request_too_large",
+        ),
+        (Conflict(), 409, "invalid_request_error", "conflict"),
+        (NotAllowed(), 401, "authentication_error", "not_allowed"),
         (StoreUnavailable(), 503, "server_error", "store_unavailable"),
         (LLMMemoryError("odd"), 500, "server_error", None),
         (BodyTooLarge(5), 413, "invalid_request_error", "request_too_large"),

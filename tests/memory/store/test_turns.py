@@ -141,13 +141,13 @@ async def test_a_turn_is_written_whole_in_one_round_trip(pool, owner):
 
 
 async def test_the_queue_holds_tenant_and_node_and_no_word_of_the_conversation(pool, owner):
-    line = line_of([user("the launch code is 8841")])
+    line = line_of([user("the launch code is heron")])
     async with pool.connection() as connection:
         await record_turn(connection, turn_of(line, jobs=("embed",)))
     (job,) = await rows(owner, "pgqueuer")
 
     assert job["payload"].decode() == f"{TENANT.hex()} {line.tip.hex()}"
-    assert "8841" not in str(dict(job))
+    assert "heron" not in str(dict(job))
 
 
 async def test_the_same_turn_twice_changes_nothing(pool, owner):
@@ -393,6 +393,16 @@ def test_attempt_ids_are_version_7_sort_by_time_and_never_meet():
     assert len(set(ids)) == len(ids)
     assert all(id[6] >> 4 == 7 and id[8] >> 6 == 2 for id in ids)
     assert [id[:6] for id in ids] == sorted(id[:6] for id in ids)
+
+
+def test_a_cache_that_was_cleared_is_empty_and_takes_as_much_as_before():
+    kept: Bounded[int, str] = Bounded(4, len)
+    kept.put(0, "abc")
+    kept.clear()
+    assert (kept.get(0), len(kept)) == (None, 0)
+    kept.put(1, "ab")
+    kept.put(2, "cd")
+    assert len(kept) == 2
 
 
 def test_a_cache_forgets_what_was_used_longest_ago():
