@@ -57,6 +57,9 @@ create table infold.items (
 -- Large ones are read back whole, without unpacking.
 alter table infold.items alter column content set storage external;
 create index items_session on infold.items (tenant, session, created_at, id);
+-- What stands in the prompt, and what all sessions see: few, however many items there are.
+create index items_standing on infold.items (tenant, session) where status = 0 and form < 3;
+create index items_shared on infold.items (tenant, created_at, id) where shared;
 
 -- What is searched by words. A term is a 32-bit hash keyed by the tenant, so a posting list is one tenant's own.
 create table infold.passages (
