@@ -4,12 +4,13 @@ Terms are hashed with the tenant, so that no posting list is shared. How rare a 
 """
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 from zlib import crc32
 
-from memory.lexical import B, K1, terms
+from memory.lexical import K1, B, terms
 from memory.rank import EMPTY
 
 MOST_SEARCHED = 12  # terms that are looked up, the rarest
@@ -41,6 +42,16 @@ class Vocabulary:
     def rarity(self, term: int) -> float:
         having = min(self.frequency(term), self.passages)
         return math.log1p((self.passages - having + 0.5) / (having + 0.5))
+
+
+def vocabulary(passages: int, sample: Sequence[tuple[Sequence[int], int]], made: float) -> Vocabulary:
+    """`sample`: (terms, words) of some passages."""
+    if not sample:
+        return Vocabulary(passages, 1.0, {}, 0, made)
+    having = Counter(term for terms, _ in sample for term in terms)
+    shares = {term: times / len(sample) for term, times in having.items()}
+    average = sum(length for _, length in sample) / len(sample)
+    return Vocabulary(max(passages, len(sample)), average, shares, len(sample), made)
 
 
 @dataclass(frozen=True, slots=True)

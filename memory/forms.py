@@ -19,6 +19,7 @@ LEAST_DIGEST_TOKENS = 64
 LEAST_TOKENS = 16  # of a text that somebody wants compressed
 PREFIX_CHARS = 500
 CHARS_A_TOKEN = 4
+FULL_ENOUGH = 0.8  # of a budget
 
 # What an item of priority 0 counts as, by its type.
 SPOKEN = frozenset({"conversation", "user", "decision", "requirement", "note"})
@@ -131,6 +132,15 @@ def digest(content: str, budget: int, count: CountTokens) -> str:
     """A text in at most `budget` tokens, never empty: where not one unit fits, the first characters that do."""
     told = shorten(content, budget, count)
     return told if told.strip() else beginning(content, budget, count)
+
+
+def fill(content: str, budget: int, count: CountTokens) -> str:
+    """Like `digest`, for who asks for a share of a text: room that was left for facts and not needed is used, too."""
+    told = digest(content, budget, count)
+    if count(told) >= FULL_ENOUGH * budget:
+        return told
+    fuller = shorten(content, round(budget / FULL_ENOUGH), count)
+    return fuller if count(fuller) <= budget else told
 
 
 def beginning(content: str, budget: int, count: CountTokens) -> str:

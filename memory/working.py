@@ -14,7 +14,7 @@ HEAD_CHARS = 80  # of an item's beginning, in its hint line
 TYPE_CHARS = 40
 
 QUERY_SHARE = 0.5  # of a working context, for what answers a query
-WHOLE_SHARE = 0.25  # an item up to this share of it comes whole
+WHOLE_SHARE = 1 / 16  # an item up to this share of it comes whole
 
 
 @dataclass(frozen=True, slots=True)

@@ -328,6 +328,18 @@ begin
         and s.id = (select i.session from infold.items i where i.tenant = p_tenant and i.id = p_id and i.status <> 2);
 end $$;
 
+-- Items by id in one round trip, without counting; without `p_content` the first 500 characters stand for it.
+create function infold.load_items(p_tenant bytea, p_ids uuid[], p_content boolean) returns setof infold.items
+language plpgsql as $$
+begin
+    perform set_config('infold.tenant', encode(p_tenant, 'hex'), true);
+    return query select i.tenant, i.id, i.session, i.shared, i.status, i.form, i.priority, i.pinned, i.auto_compress,
+                        i.content_type, i.digest, case when p_content then i.content else left(i.content, 500) end,
+                        i.summary, i.tokens, i.summary_tokens, i.access_count, i.last_accessed, i.created_at, i.updated_at,
+                        i.metadata
+        from infold.items i where i.tenant = p_tenant and i.id = any(p_ids) and i.status <> 2;
+end $$;
+
 -- Vectors of an item; again changes nothing. Nothing is written for an item that is gone or in quarantine.
 create function infold.save_vectors(
     p_tenant bytea, p_item uuid, p_space integer, p_kind integer, p_ordinals integer[], p_vectors halfvec[]

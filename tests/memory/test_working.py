@@ -3,7 +3,7 @@
 from datetime import timedelta
 from uuid import UUID
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory.nouns import ItemForm
@@ -34,6 +34,7 @@ def many(draw: st.DrawFn) -> list[Held]:
     ]  # fmt: skip
 
 
+@settings(deadline=None)  # the first count loads the vocabulary
 @given(many(), st.integers(0, 6_000))
 def test_it_never_has_more_than_it_may(items, room):
     shown = choose(items, room, count)
