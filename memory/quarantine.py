@@ -63,6 +63,10 @@ class Quarantine:
         self._most_bytes = settings.work.most_item_bytes
         self._restore = restore
 
+    def restore_with(self, restore: Restore) -> None:
+        """Who makes released items searchable; items know the quarantine, so this comes second."""
+        self._restore = restore
+
     async def isolate(
         self,
         place: Place,
