@@ -263,10 +263,15 @@ class Conversation:
         return self._parts.memory.open(prepared)
 
     async def _close(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> None:
-        recording = self._parts.memory.record(prepared, opening, ended)
-        kept = await fail_open(self._parts, recording, Kept.UNRECORDED)
-        self._parts.later(self._parts.memory.spend(prepared, ended, utc_now()))
+        kept = await fail_open(self._parts, self._keep(prepared, opening, ended), Kept.UNRECORDED)
+        self._parts.later(fail_open(self._parts, self._spend(prepared, ended), None))
         self._parts.metrics.turns.labels(kept).inc()
+
+    async def _keep(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> Kept:
+        return await self._parts.memory.record(prepared, opening, ended)
+
+    async def _spend(self, prepared: Prepared, ended: Ended) -> None:
+        await self._parts.memory.spend(prepared, ended, utc_now())
 
     async def _record(
         self, prepared: Prepared, opening: Opening | None, status: str, heard: Heard, code: int | None
