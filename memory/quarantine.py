@@ -32,6 +32,7 @@ from memory.store.quarantine import (
     set_released,
     take_away,
 )
+from memory.store.sealed import withdraw
 from memory.store.signals import tell
 from memory.tokens import Counter
 
@@ -78,8 +79,9 @@ class Quarantine:
         *,
         id: UUID | None = None,
     ) -> str:
-        """Take content away, with every item of the tenant that holds it; gives the thread by which it can be read.
+        """Take content away, with every item and message of the tenant that holds it, and what was made of those.
 
+        Gives the thread by which it can be read.
         Again with the same id it changes nothing.
         """
         said = check.content(content, self._most_bytes)
@@ -100,8 +102,9 @@ class Quarantine:
             await take_away(connection, place.tenant, rows, now)
             await drop_proposal(connection, place.tenant, proposal_id(place.tenant, said))
             await save_context(connection, place, context, said, [row["id"] for row in rows], stored)
-            await save_seals(connection, place.tenant, context.thread_id, [text_digest(said)])
-            numbers = {"items": len(rows), "tokens": context.token_count}
+            messages = await withdraw(connection, place.tenant, words)
+            await save_seals(connection, place.tenant, context.thread_id, [text_digest(said), *messages])
+            numbers = {"items": len(rows), "messages": len(messages), "tokens": context.token_count}
             await audit(connection, place.tenant, actor, "quarantine.isolate", context.id, numbers, now)
             await tell(connection, place.tenant, "quarantine", place.name, {"id": context.id, **numbers}, now)
         return context.thread_id
