@@ -2,9 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from hashlib import blake2b
 
+from memory.identify import Line
+from memory.messages import Message, ToolCall
+
+HELD = "(held in quarantine)"
 DIGEST_BYTES = 16
 SAFE_RUN = re.compile(rb"[ !#-\[\]-~]+")  # ASCII that stands in JSON as it is
 MOST_NEEDLE_BYTES = 200
@@ -14,6 +19,22 @@ SHORT_CHARS = 8  # a shorter text is looked for as a whole: its letters stand ev
 def text_digest(text: str) -> bytes:
     """Of the words, without the white space around them."""
     return blake2b(text.strip().encode("utf-8", "surrogatepass"), digest_size=DIGEST_BYTES).digest()
+
+
+def without_sealed(line: Line, seals: Collection[bytes]) -> Line:
+    """A line as what we make of it may tell it: sealed messages keep place, role and bytes, and lose their words."""
+    if not seals:
+        return line
+    return replace(line, messages=tuple(masked(m) if is_sealed(m, seals) else m for m in line.messages))
+
+
+def is_sealed(message: Message, seals: Collection[bytes]) -> bool:
+    return message.digest in seals or text_digest(message.text) in seals
+
+
+def masked(message: Message) -> Message:
+    """Its `raw` stays: the client's bytes go upstream as they came; only words of ours are made from the rest."""
+    return replace(message, text=HELD, calls=tuple(ToolCall(c.id, c.name, "{}") for c in message.calls))
 
 
 def needle(text: str) -> bytes:

@@ -84,3 +84,32 @@ async def test_other_tenants_and_other_lines_keep_what_was_made(proxy, owner, qu
     assert before
     await quarantine.isolate(place(await tenant_of(owner), "home"), CANARY, "message", "odd")
     assert await owner.fetchval("select count(*) from infold.folds") == before
+
+
+async def test_the_next_prompts_do_not_tell_it(proxy, provider, owner, quarantine, history):
+    """Digests and blocks are made anew without it; bytes that the client sends itself go out as they came."""
+    rng = random.Random(8)
+    messages = [*history, user("What is the canary's word?")]
+    await asyncio.to_thread(talk, proxy, messages)
+    assert "xylophonist" in str(provider.prompts[-1].messages)
+
+    await quarantine.isolate(place(await tenant_of(owner), "home"), CANARY, "message", "odd")
+    proxy.parts.memory.heard(None, "again", "")  # as a signal would
+    for _ in range(3):
+        messages += [assistant(prose(rng, 130)), user("Tell me the word of the canary, please.")]
+        await asyncio.to_thread(talk, proxy, messages)
+        told = str(provider.prompts[-1].messages)
+        assert "xylophonist" not in told
+        assert len(provider.prompts[-1].messages) < len(messages)  # it was folded
+    assert await everywhere(owner) == set()
+
+
+async def test_another_process_learns_of_it_without_a_signal(proxy, provider, owner, quarantine, history):
+    messages = [*history, user("What is the canary's word?")]
+    await asyncio.to_thread(talk, proxy, messages)
+    memory = proxy.parts.memory
+    tenant = await tenant_of(owner)
+    await quarantine.isolate(place(tenant, "home"), CANARY, "message", "odd")
+    memory._seals.put(tenant, (memory._seals.get(tenant)[0] - 60, memory._seals.get(tenant)[1]))  # a minute has passed
+    await asyncio.to_thread(talk, proxy, [*messages, assistant("It is so."), user("And the canary's word?")])
+    assert "xylophonist" not in str(provider.prompts[-1].messages)

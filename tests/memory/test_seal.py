@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from memory.seal import holds, needle, text_digest
+from memory.identify import line
+from memory.messages import Message, ToolCall
+from memory.seal import HELD, holds, needle, text_digest, without_sealed
 
 TEXT = 'the "pass" is\nswordfish überall 😀 C:\\x'
 
@@ -44,3 +46,16 @@ def test_some_texts_have_nothing_to_search_by(text):
 
 def test_white_space_around_makes_no_other_text():
     assert text_digest(" a\n") == text_digest("a") != text_digest("b")
+
+
+def test_a_sealed_message_keeps_place_role_and_bytes_alone():
+    secret = Message("assistant", TEXT, b"raw", calls=(ToolCall("1", "f", '{"a": 1}'),))
+    said = line(bytes(16), (Message("user", "hello", b"hi"), secret, Message("user", TEXT, b"me")))
+    assert without_sealed(said, ()) is said
+    for seals in ([secret.digest], [text_digest(f" {TEXT}")]):
+        told = without_sealed(said, seals)
+        masked = told.messages[1]
+        assert (told.nodes, masked.raw, masked.role, masked.text) == (said.nodes, b"raw", "assistant", HELD)
+        assert masked.calls == (ToolCall("1", "f", "{}"),)
+        assert told.messages[0] is said.messages[0]
+    assert told.messages[2].text == HELD
