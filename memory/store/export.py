@@ -10,6 +10,7 @@ import orjson
 
 from memory.errors import NotFound
 from memory.identify import node_of, text_id
+from memory.store.calls import calls_of
 from memory.store.turns import decode_fold
 
 PREFETCH = 200
@@ -55,6 +56,7 @@ async def load_turn(connection: asyncpg.Connection, tenant: bytes, node: bytes) 
         "status": row["status"],
         "created_at": row["created_at"].isoformat(),
         "asked": [{"id": text_id(m["node"]), "role": m["role"], "tokens": m["tokens"], **shown(m)} for m in line],
+        "calls": await calls_of(connection, tenant, [node for attempt in attempts for node in attempt["answers"]]),
         "attempts": [
             {**told_attempt(attempt), "system": await systems(connection, tenant, attempt)} for attempt in attempts
         ],

@@ -236,3 +236,29 @@ async def test_what_a_turn_took_is_written_down_once(proxy, owner):
     )  # fmt: skip
     assert (row["cost_usd"], row["direct_usd"]) == (record["cost_usd"], record["direct_usd"])
     assert row["cost_usd"] > 0
+
+
+def called(*names: str) -> Json:
+    calls = [{"id": f"call_{n}", "type": "function", "function": {"name": n, "arguments": "{}"}} for n in names]
+    return {"role": "assistant", "content": None, "tool_calls": calls}
+
+
+def test_a_turn_lists_its_calls_and_what_became_of_them(proxy, provider):
+    asked, answer = user("What is the weather?"), called("look", "feel")
+    provider.reply = lambda prompt: answer
+    first = turn(proxy, [asked])
+    waiting = proxy.get(f"/memory-manager/turns/{first['x-infold-turn']}", "sk-alice").json()["calls"]
+    provider.reply = lambda prompt: {"role": "assistant", "content": "Fine."}
+    results = [
+        {"role": "tool", "tool_call_id": "call_look", "content": "Error: no window"},
+        {"role": "tool", "tool_call_id": "call_feel", "content": "warm"},
+    ]
+    second = turn(proxy, [asked, answer, *results])
+
+    calls = proxy.get(f"/memory-manager/turns/{first['x-infold-turn']}", "sk-alice").json()["calls"]
+    assert [(call["id"], call["name"], call["success"]) for call in waiting] == [
+        ("call_look", "look", None), ("call_feel", "feel", None),
+    ]  # fmt: skip
+    assert [(call["name"], call["success"]) for call in calls] == [("look", False), ("feel", True)]
+    assert all(0 <= call["milliseconds"] < 60_000 for call in calls)
+    assert proxy.get(f"/memory-manager/turns/{second['x-infold-turn']}", "sk-alice").json()["calls"] == []
