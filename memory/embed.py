@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Seque
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import httpx
@@ -95,7 +96,8 @@ class OnnxEmbedder:
     """all-MiniLM-L6-v2 with int8 weights on ONNX Runtime: English foremost, 256 word pieces a text.
 
     Texts go through one by one: batches cost more a text on a CPU, and between two texts of a long job a short query
-    gets its turn. All work is done in one thread of its own, so the event loop never waits for it.
+    gets its turn. All work is done in threads of its own, so the event loop never waits for it. Each thread takes a
+    text of its own: two threads on one text wait for each other and cost twice the CPU.
 
     Source: Reimers and Gurevych 2019, arXiv:1908.10084; the recipe (mean of all pieces, then unit length) is the
     model card's of sentence-transformers/all-MiniLM-L6-v2.
@@ -107,14 +109,20 @@ class OnnxEmbedder:
         """`weights`: where the file lies; left out, in the package that brings it."""
         self._threads = threads
         self._weights = weights
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
+        self._worker = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="embed")
         self._session: InferenceSession | None = None
+        self._loading = Lock()
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         rows = np.empty((len(texts), DIMENSIONS), dtype=np.float32)
         loop = asyncio.get_running_loop()
-        for row, text in enumerate(texts):
-            rows[row] = await loop.run_in_executor(self._worker, self._embed_one, text)
+        waiting = iter(enumerate(texts))
+
+        async def take() -> None:
+            for row, text in waiting:
+                rows[row] = await loop.run_in_executor(self._worker, self._embed_one, text)
+
+        await asyncio.gather(*(take() for _ in range(self._threads)))
         return rows
 
     async def close(self) -> None:
@@ -123,11 +131,13 @@ class OnnxEmbedder:
         self._session = None
 
     def _embed_one(self, text: str) -> NDArray[np.float32]:
-        if self._session is None:
-            self._session = _load_minilm(self._threads, self._weights)
+        with self._loading:
+            if self._session is None:
+                self._session = _load_minilm(self._weights)
+            session = self._session
         pieces = _tokenizer().encode(_without_surrogates(text[:READ_CHARS]), add_special_tokens=False).ids
         ids = np.array([[CLS, *pieces[: MODEL_PIECES - 2], SEP]], dtype=np.int64)
-        hidden = self._session.run(
+        hidden = session.run(
             None, {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         )[0]  # (1, pieces, 384)
         vector: NDArray[np.float32] = _unit_length(hidden.mean(axis=1))[0]
@@ -419,7 +429,7 @@ def _tokenizer() -> "Tokenizer":
     return tokenizer
 
 
-def _load_minilm(threads: int, weights: Path | None) -> "InferenceSession":
+def _load_minilm(weights: Path | None) -> "InferenceSession":
     """MiniLM, ready to run. The file's hash is checked: another file would make vectors that do not compare."""
     try:
         import onnxruntime
@@ -435,7 +445,7 @@ def _load_minilm(threads: int, weights: Path | None) -> "InferenceSession":
     if digest != MODEL_SHA256:
         raise ModelError(f"the built-in embedder's weights are not the ones we know: sha256 {digest[:16]}…")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # a plan kept for every length seen; without: 12 MB less after 300 texts
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -181,6 +181,7 @@ async def change_item(
         "metadata": changes.metadata,
         "status": int(status),
         "form": changes.form,
+        "last_accessed": now if status < old.status else UNSET,  # who brings it back has read it
     }
     if isinstance(changes.text, Text):
         text = changes.text

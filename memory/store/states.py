@@ -169,7 +169,13 @@ async def load_cases(connection: asyncpg.Connection, place: Place, limit: int, a
 
 
 async def recount(connection: asyncpg.Connection, place: Place, now: datetime) -> None:
-    """Make a session's counters anew from its rows, so that no error of theirs lasts."""
+    """Make a session's counters anew from its rows, so that no error of theirs lasts.
+
+    Locked first: whoever has changed an item meanwhile adds the difference after us.
+    """
+    await connection.execute(
+        "select from infold.states where tenant = $1 and id = $2 for update", place.tenant, place.id
+    )
     await connection.execute(
         "update infold.states set tokens = sums.tokens, used = sums.used, untidied = 0, updated_at = $3,"
         " embedded = (select count(*) from infold.vectors v join infold.items i"
@@ -180,3 +186,13 @@ async def recount(connection: asyncpg.Connection, place: Place, now: datetime) -
         " where tenant = $1 and id = $2",
         place.tenant, place.id, now,
     )  # fmt: skip
+
+
+async def load_calendar(connection: asyncpg.Connection) -> list[bytes]:
+    """The tenants that have items, those first that were tidied longest ago. Ids alone, so any connection may ask."""
+    rows = await connection.fetch("select tenant from infold.calendar order by tidied nulls first, tenant")
+    return [row["tenant"] for row in rows]
+
+
+async def mark_tidied(connection: asyncpg.Connection, tenant: bytes, now: datetime) -> None:
+    await connection.execute("update infold.calendar set tidied = $2 where tenant = $1", tenant, now)

@@ -332,6 +332,7 @@ async def test_hygiene_compresses_after_a_week_and_archives_after_a_month(items,
     await agree(owner)
     assert [hit.id for hit in await items.search(HOME, read.full_content[:80])] == [pinned.id]
     assert (await items.retrieve(TENANT, read.id)).full_content == read.full_content
+    await items.change(TENANT, unread.id, archived=False)
     again = await items.hygiene(HOME)
     assert (again.compressed, again.archived, again.deleted) == (0, 0, 0)
 
