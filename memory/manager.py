@@ -5,10 +5,13 @@ writes down what they decided. No model is called here, but for the embedding of
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from hashlib import blake2b
 from operator import is_
 from typing import Protocol
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -40,10 +43,13 @@ from memory.prices import usage_cost
 from memory.prompts import digest_text, session_nonce, shortened_text
 from memory.recorder import Asked, Ended, Kept, Opening, Recorder
 from memory.reinject import Search, reinject, spoken
+from memory.seal import without_sealed
 from memory.settings import Settings
 from memory.store.chunks import are_embedded, similarities
 from memory.store.pool import WAIT_SECONDS, Pool
-from memory.store.turns import FoldRow, LineState, attempt_id, find_line, load_path, pack
+from memory.store.quarantine import load_seals
+from memory.store.turns import FoldRow, LineState, attempt_id, find_line, load_path, pack, storable
+from memory.store.usage import Spent, save_usage
 from memory.tokens import REPLY_TOKENS, Counter
 from memory.types import Block, Budget, Frozen, Mode, Model
 
@@ -52,6 +58,7 @@ log = structlog.get_logger()
 THREAD_BYTES = 64 * 1024  # more than this of new messages is counted in a thread
 LINES_BYTES = 16 * 1024 * 1024  # of conversations whose nodes and tokens this process remembers
 FOLDS_BYTES = 16 * 1024 * 1024  # of frozen prompts, and of blocks, that this process remembers
+SEALS_SECONDS = 1.0  # how long what is in quarantine is not asked again
 COUNT_MARGIN = 1.02  # texts differ in how much more a provider counts
 MOST_FACTOR = 2.0  # no vocabulary of today needs more tokens than that
 STAY_FROM = 0.5  # of the trigger: a line that was folded and is shorter than that is a wire again
@@ -166,6 +173,9 @@ class MemoryManager:
         self._lines: Bounded[bytes, Seen] = Bounded(LINES_BYTES, lambda seen: seen.size)  # by their first node
         # provider's tokens by ours, of model and upstream
         self._factors: Bounded[tuple[str, str], float] = Bounded(1_000)
+        self._seals: Bounded[bytes, tuple[float, frozenset[bytes]]] = Bounded(
+            4_096
+        )  # of tenants, and when they were read
         self._terms: Bounded[bytes, Terms] = Bounded(600_000, lambda found: len(found.counts) + 8)
 
     # Prepare: from what the client asked to what goes upstream.
@@ -262,6 +272,7 @@ class MemoryManager:
 
     async def _fold(self, wire: Prepared, counted: Counted, budget: Budget, dialect: Dialect) -> Prepared:
         """Over the trigger: go on with the frozen prompt, or roll over."""
+        seals = await self._seals_of(wire.caller.tenant)
         state, away = await self._gather(wire.caller, counted.line)
         if not state.known and not away:  # a line we meet for the first time: is it the end of one we know?
             await self._recorder.store_line(wire.to_record(), 0)
@@ -269,6 +280,7 @@ class MemoryManager:
             state = replace(state, known=stored.known, continues=stored.continues)
         if state.continues is not None:
             counted = await self._with_cut_history(wire, counted, state.continues, dialect)
+        counted = replace(counted, line=without_sealed(counted.line, seals))
         before = usable(counted.line, [frozen for _, frozen in state.frozen])
         prices = wire.model.prices or RELATIVE_PRICES
         cold = state.age_seconds is None or state.age_seconds > prices.cache_seconds
@@ -288,6 +300,33 @@ class MemoryManager:
         mode = Mode.DEGRADED if away else Mode.FOLDED
         folds = self._remember(counted.line, state, now.frozen if why else None, block)
         return replace(folded, mode=mode, reason=away, folds=folds)
+
+    async def _seals_of(self, tenant: bytes) -> frozenset[bytes]:
+        """Digests of what is in quarantine, at most a second old; those last read while the database is away."""
+        known = self._seals.get(tenant)
+        if known and time.monotonic() - known[0] < SEALS_SECONDS:
+            return known[1]
+        try:
+            async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
+                seals = await load_seals(connection, tenant)
+        except StoreError:
+            return known[1] if known else frozenset()  # what was never folded here has left nothing here
+        if known and seals != known[1]:
+            self.forget()
+        self._seals.put(tenant, (time.monotonic(), seals))
+        return seals
+
+    def forget(self) -> None:
+        """Drop what was made of messages; what may still be told is in the database."""
+        self._frozen.clear()
+        self._blocks.clear()
+        self._terms.clear()
+
+    def heard(self, tenant: bytes | None, kind: str, id: str) -> None:
+        """A listener of signals: what another process put into quarantine, or erased, is forgotten here at once."""
+        if kind in ("quarantine", "erase", "again"):
+            self._seals.clear()
+            self.forget()
 
     async def _with_cut_history(self, wire: Prepared, counted: Counted, tip: bytes, dialect: Dialect) -> Counted:
         """The request on the line that its client cut: what was cut off can be searched and named again."""
@@ -482,12 +521,34 @@ class MemoryManager:
 
     async def record(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> Kept:
         """Write the end of a turn; returns when it is safe, or counted as unrecorded."""
-        prices = prepared.model.prices
-        if prices and ended.usage:  # dollars, and what the same turn would have cost directly
-            cost = usage_cost(ended.usage, prices)
-            bill = {"cost_usd": round(cost, 9), "direct_usd": round(cost + (prepared.saved_usd or 0.0), 9)}
-            ended = replace(ended, record={**ended.record, **bill})
+        ended = replace(ended, record={**ended.record, **bill(prepared, ended)})
         return await self._recorder.close(prepared.to_record(), opening, ended)
+
+    async def spend(self, prepared: Prepared, ended: Ended, now: datetime) -> None:
+        """Write down what a turn took, for the sums: after it is safe, and lost with a database that is away."""
+        if ended.usage is None:
+            return
+        usage, billed = ended.usage, bill(prepared, ended)
+        session = storable(prepared.caller.label) or self.session(prepared)
+        spent = Spent(
+            attempt=UUID(bytes=prepared.attempt), at=now, session=session, model=storable(prepared.asked.model) or "",
+            input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens,
+            cost_usd=billed.get("cost_usd"), direct_usd=billed.get("direct_usd"),
+        )  # fmt: skip
+        try:
+            async with self._pool.tenant(prepared.caller.tenant) as connection:
+                await save_usage(connection, prepared.caller.tenant, spent)
+        except StoreError as error:
+            log.info("usage not written", reason=str(error))
+
+
+def bill(prepared: Prepared, ended: Ended) -> dict[str, float]:
+    """Dollars, and what the same turn would have cost directly; nothing where prices or usage are not known."""
+    prices = prepared.model.prices
+    if not prices or not ended.usage:
+        return {}
+    cost = usage_cost(ended.usage, prices)
+    return {"cost_usd": round(cost, 9), "direct_usd": round(cost + (prepared.saved_usd or 0.0), 9)}
 
 
 def writer(dialect: Dialect) -> Writer:

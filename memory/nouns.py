@@ -193,9 +193,9 @@ class Task(msgspec.Struct, frozen=True):
     description: str
     status: TaskStatus
     priority: int
-    assigned_agent: str | None
-    progress: float  # percent
+    assigned_agent: str | None  # an agent's id, or whatever the program calls it
     dependencies: list[str]  # ids of the tasks that come first
+    progress: float  # percent
     created_at: datetime
     updated_at: datetime
     completed_at: datetime | None
@@ -209,6 +209,7 @@ class Agent(msgspec.Struct, frozen=True):
     agent_type: str
     capabilities: list[str]
     assigned_tools: list[str]
+    performance_stats: dict[str, int]  # its tasks: assigned, open, completed, cancelled
     is_active: bool
     created_at: datetime
     updated_at: datetime
@@ -224,22 +225,23 @@ class HumanRequest(msgspec.Struct, frozen=True):
     priority: int
     created_at: datetime
     answered_at: datetime | None
-    expires_at: datetime
     metadata: dict[str, Any]
+    expires_at: datetime
 
 
 class QuarantinedContext(msgspec.Struct, frozen=True, kw_only=True):
     id: str
-    thread_id: str
     session_id: str
-    state: QuarantineState
+    thread_id: str
     context_type: str
-    reason: str
+    reason_for_isolation: str
     isolated_content: str | None = None  # None in lists: it is told to a reader that asks for it by its thread
     token_count: int
+    is_active: bool  # isolated now: neither proposed nor released
     created_at: datetime
     updated_at: datetime
     metadata: dict[str, Any]
+    state: QuarantineState
 
 
 class Tended(msgspec.Struct, frozen=True):
@@ -255,6 +257,20 @@ class HygieneReport(msgspec.Struct, frozen=True):
     kept: int
     dry_run: bool
     items: list[Tended]  # the first 1,000
+
+
+class UsageSum(msgspec.Struct, frozen=True):
+    """What the calls of a day, a model or a session came to."""
+
+    key: str  # "2026-01-05", a model's or a session's name
+    calls: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    bill_usd: float  # of the calls whose price is known
+    counterfactual_usd: float  # what the same calls would have cost without us
+    own_usd: float  # spent by ourselves, on summaries
+    unpriced_calls: int
 
 
 class Event(msgspec.Struct, frozen=True):

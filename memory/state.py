@@ -14,6 +14,7 @@ from memory.digest.fit import CountTokens
 from memory.errors import StoreError
 from memory.forms import Sizes, prefix_summary, settle, sizes
 from memory.hygiene import Action, Case, Tending, tend_all
+from memory.identify import new_id
 from memory.models import ModelTable
 from memory.nouns import (
     ActiveEntry,
@@ -46,6 +47,7 @@ from memory.store.states import (
     set_forms,
     track_usage,
 )
+from memory.store.usage import Spent, save_usage
 from memory.tokens import Counter
 from memory.working import QUERY_SHARE, WHOLE_SHARE, Held, Shown, choose, hint_line
 
@@ -203,7 +205,13 @@ class States:
         got = check.integer(output_tokens, "output_tokens", 0, MOST_TRACKED)
         cost = sent * profile.input_usd + got * profile.output_usd
         async with self._pool.tenant(place.tenant, READ_SECONDS) as connection:
-            await track_usage(connection, place, model, sent, got, cost, self._clock())
+            now = self._clock()
+            await track_usage(connection, place, model, sent, got, cost, now)
+            spent = Spent(
+                attempt=new_id(), at=now, session=place.name, model=model, input_tokens=sent, output_tokens=got,
+                cost_usd=cost, direct_usd=cost,
+            )  # fmt: skip
+            await save_usage(connection, place.tenant, spent)
 
     async def hygiene(self, place: Place, dry_run: bool = False) -> HygieneReport:
         """Compress, archive and delete what time has passed by; a dry run only tells."""

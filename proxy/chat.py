@@ -12,6 +12,7 @@ import structlog
 from memory.manager import Caller, MemoryManager, Prepared
 from memory.messages import ChatRequest
 from memory.models import Overflow, overflow_in_error
+from memory.nouns import utc_now
 from memory.recorder import Ended, Kept, Opening, Recorder
 from memory.store.pool import Pool
 from memory.types import Mode
@@ -267,9 +268,15 @@ class Conversation:
         return said()
 
     async def _close(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> None:
-        recording = self._parts.memory.record(prepared, opening, ended)
-        kept = await fail_open(self._parts, recording, Kept.UNRECORDED)
+        kept = await fail_open(self._parts, self._keep(prepared, opening, ended), Kept.UNRECORDED)
+        self._parts.later(fail_open(self._parts, self._spend(prepared, ended), None))
         self._parts.metrics.turns.labels(kept).inc()
+
+    async def _keep(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> Kept:
+        return await self._parts.memory.record(prepared, opening, ended)
+
+    async def _spend(self, prepared: Prepared, ended: Ended) -> None:
+        await self._parts.memory.spend(prepared, ended, utc_now())
 
     async def _record(
         self, prepared: Prepared, opening: Opening | None, status: str, said: Callable[[], Heard], code: int | None

@@ -35,15 +35,16 @@ async def are_embedded(connection: asyncpg.Connection, tenant: bytes, space: str
 
 
 async def to_embed(connection: asyncpg.Connection, tenant: bytes, space: str, tip: bytes) -> list[asyncpg.Record]:
-    """The messages from the root to `tip` that have no embedding yet: node, role, raw."""
+    """The messages from the root to `tip` that have no embedding yet, but for those in quarantine: node, role, raw."""
     rows: list[asyncpg.Record] = await connection.fetch(
         "with recursive line as ("
-        " select node, parent, continues, role, raw, depth from infold.nodes where tenant = $1 and node = $3"
+        " select node, parent, continues, role, raw, depth, digest from infold.nodes where tenant = $1 and node = $3"
         " union all"
-        " select n.node, n.parent, n.continues, n.role, n.raw, n.depth from infold.nodes n"
+        " select n.node, n.parent, n.continues, n.role, n.raw, n.depth, n.digest from infold.nodes n"
         " join line on n.tenant = $1 and n.node = coalesce(line.parent, line.continues))"
         " select node, role, raw from line where not exists"
-        " (select from infold.chunks c where c.tenant = $1 and c.space = $2 and c.node = line.node) order by depth",
+        " (select from infold.chunks c where c.tenant = $1 and c.space = $2 and c.node = line.node)"
+        " and not exists (select from infold.seals s where s.tenant = $1 and s.digest = line.digest) order by depth",
         tenant, space, tip,
     )  # fmt: skip
     return rows

@@ -10,9 +10,11 @@ import orjson
 
 from memory.errors import NotFound
 from memory.identify import node_of, text_id
+from memory.store.calls import calls_of
 from memory.store.turns import decode_fold
 
 PREFETCH = 200
+SEALED = "exists (select from infold.seals s where s.tenant = $1 and s.digest = {}.digest) as sealed"
 ODD_ROLE = "raw"  # a body that we did not understand
 
 
@@ -41,10 +43,10 @@ async def load_turn(connection: asyncpg.Connection, tenant: bytes, node: bytes) 
     )  # fmt: skip
     line = await connection.fetch(
         "with recursive line as ("
-        " select node, parent, role, raw, tokens, depth from infold.nodes where tenant = $1 and node = $2"
-        " union all select n.node, n.parent, n.role, n.raw, n.tokens, n.depth from infold.nodes n"
+        " select node, parent, role, raw, tokens, depth, digest from infold.nodes where tenant = $1 and node = $2"
+        " union all select n.node, n.parent, n.role, n.raw, n.tokens, n.depth, n.digest from infold.nodes n"
         " join line on n.tenant = $1 and n.node = line.parent)"
-        " select node, role, raw, tokens from line order by depth",
+        f" select node, role, raw, tokens, {SEALED.format('line')} from line order by depth",
         tenant, node,
     )  # fmt: skip
     return {
@@ -53,9 +55,8 @@ async def load_turn(connection: asyncpg.Connection, tenant: bytes, node: bytes) 
         "model": row["model"],
         "status": row["status"],
         "created_at": row["created_at"].isoformat(),
-        "asked": [
-            {"id": text_id(m["node"]), "role": m["role"], "tokens": m["tokens"], **spoken(m["raw"])} for m in line
-        ],
+        "asked": [{"id": text_id(m["node"]), "role": m["role"], "tokens": m["tokens"], **shown(m)} for m in line],
+        "calls": await calls_of(connection, tenant, [node for attempt in attempts for node in attempt["answers"]]),
         "attempts": [
             {**told_attempt(attempt), "system": await systems(connection, tenant, attempt)} for attempt in attempts
         ],
@@ -66,12 +67,10 @@ async def systems(connection: asyncpg.Connection, tenant: bytes, attempt: asyncp
     """The client's system messages in an attempt."""
     ids = orjson.loads(attempt["record"]).get("system", ())
     rows = await connection.fetch(
-        "select node, role, raw from infold.nodes where tenant = $1 and node = any($2)",
+        f"select node, role, raw, {SEALED.format('n')} from infold.nodes n where tenant = $1 and node = any($2)",
         tenant, [node_of(found) for found in ids],
     )  # fmt: skip
-    told = {
-        text_id(row["node"]): {"id": text_id(row["node"]), "role": row["role"], **spoken(row["raw"])} for row in rows
-    }
+    told = {text_id(row["node"]): {"id": text_id(row["node"]), "role": row["role"], **shown(row)} for row in rows}
     return [told[found] for found in ids if found in told]
 
 
@@ -83,6 +82,11 @@ def told_attempt(row: asyncpg.Record) -> dict[str, object]:
         "created_at": row["created_at"].isoformat(),
         **orjson.loads(row["record"]),
     }
+
+
+def shown(row: asyncpg.Record) -> Mapping[str, object]:
+    """A message's content, unless it is in quarantine."""
+    return {"quarantined": True} if row["sealed"] else spoken(row["raw"])
 
 
 def spoken(raw: bytes) -> Mapping[str, object]:
@@ -102,8 +106,8 @@ async def export_lines(connection: asyncpg.Connection, tenant: bytes) -> AsyncIt
 
 async def messages(connection: asyncpg.Connection, tenant: bytes) -> AsyncIterator[bytes]:
     query = (
-        "select node, parent, session, role, raw, created_at from infold.nodes where tenant = $1"
-        " order by created_at, depth"
+        f"select node, parent, session, role, raw, created_at, {SEALED.format('n')} from infold.nodes n"
+        " where tenant = $1 order by created_at, depth"
     )
     async for row in connection.cursor(query, tenant, prefetch=PREFETCH):
         known = {
@@ -114,7 +118,7 @@ async def messages(connection: asyncpg.Connection, tenant: bytes) -> AsyncIterat
             "role": row["role"],
             "time": row["created_at"].isoformat(),
         }
-        yield with_fields(known, row["raw"])
+        yield msgspec.json.encode({**known, "quarantined": True}) if row["sealed"] else with_fields(known, row["raw"])
 
 
 def with_fields(known: Mapping[str, object], raw: bytes) -> bytes:

@@ -1,0 +1,62 @@
+"""What an answer called, how long until its result came, and whether that was an error: read from messages alone."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+import orjson
+
+FAILED = ("error", "traceback", '{"error"', "exception")  # how results of calls that failed begin
+
+
+async def calls_of(connection: asyncpg.Connection, tenant: bytes, answers: Sequence[bytes]) -> list[dict[str, object]]:
+    """Calls in some answers: id, name, milliseconds until the result was sent, success; null while there is none."""
+    made = await connection.fetch(
+        "select raw, created_at from infold.nodes where tenant = $1 and node = any($2) order by created_at",
+        tenant, answers,
+    )  # fmt: skip
+    asked = [(call, row["created_at"]) for row in made for call in called(row["raw"])]
+    if not asked:
+        return []
+    rows = await connection.fetch(
+        "with recursive results as ("
+        " select node, raw, created_at from infold.nodes where tenant = $1 and parent = any($2) and role = 'tool'"
+        " union all select n.node, n.raw, n.created_at from infold.nodes n"
+        " join results r on n.tenant = $1 and n.parent = r.node and n.role = 'tool')"
+        " select raw, created_at from results order by created_at desc",
+        tenant, answers,
+    )  # fmt: skip
+    results = {id: (row["created_at"], text) for row in rows for id, text in [result(row["raw"])]}
+    return [told(call, when, results.get(str(call.get("id")))) for call, when in asked]
+
+
+def told(call: dict[str, Any], when: datetime, ended: tuple[datetime, str] | None) -> dict[str, object]:
+    function = call.get("function")
+    name = function.get("name") if isinstance(function, dict) else None
+    if ended is None:
+        return {"id": call.get("id"), "name": name, "milliseconds": None, "success": None}
+    milliseconds = round((ended[0] - when).total_seconds() * 1000, 3)
+    success = not ended[1].lstrip().lower().startswith(FAILED)
+    return {"id": call.get("id"), "name": name, "milliseconds": milliseconds, "success": success}
+
+
+def called(raw: bytes) -> Iterator[dict[str, Any]]:
+    calls = fields_of(raw).get("tool_calls")
+    yield from (call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
+
+
+def result(raw: bytes) -> tuple[str, str]:
+    """Of which call, and its text."""
+    fields = fields_of(raw)
+    content = fields.get("content")
+    text = content if isinstance(content, str) else orjson.dumps(content).decode()
+    return str(fields.get("tool_call_id")), text
+
+
+def fields_of(raw: bytes) -> dict[str, Any]:
+    try:
+        found = orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
