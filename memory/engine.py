@@ -4,7 +4,6 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from datetime import timedelta
 from typing import TypeVar
 
@@ -32,6 +31,7 @@ PATIENCE_SECONDS = 15.0  # for a database that another process starts, ends or h
 RETRY_SECONDS = 0.1
 POOL_SIZE = 4
 JOBS_AFTER_SECONDS = 0.5  # the queue's imports cost a third of a second; a program that ends at once needs none
+CLOSING_SECONDS = 5.0
 BULK_THREADS = min(2, os.cpu_count() or 1)
 
 T = TypeVar("T")
@@ -100,11 +100,12 @@ class Engine:
         await run_queue(self._dsn, item_handlers(self._pool, self.items, self._bulk))
 
     async def close(self) -> None:
-        for task in self._tasks:
+        """End at once: a job that is cut off is taken up again later, by whoever works on this database then."""
+        running = asyncio.all_tasks() - {asyncio.current_task()}  # the queue's own tasks among them: it waits for them
+        for task in running:
             task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        if running:
+            await asyncio.wait(running, timeout=CLOSING_SECONDS)
         await self.embedder.close()
         await self._bulk.close()
         await self._pool.close()
