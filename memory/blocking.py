@@ -203,6 +203,11 @@ class LLMMemoryManager:
         types = list(content_types) if isinstance(content_types, tuple | set | frozenset) else content_types
         return mappings(self._call(lambda: self._engine.items.search(self._place, query, limit, types)))
 
+    def wait_until_indexed(self, timeout_seconds: float = 600.0) -> bool:
+        """Long items are embedded in the background: whether all of them are, when the time is over at the latest."""
+        seconds = check.number(timeout_seconds, "timeout_seconds", 0, 86_400)
+        return self._call(lambda: self._engine.indexed(self._place.tenant, seconds))
+
     def get_working_context(self, max_tokens: int | None = None, query: str | None = None) -> Values:
         """What belongs into a prompt of at most `max_tokens`; with a `query`, what answers it comes first."""
         items = self._engine.items

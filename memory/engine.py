@@ -4,15 +4,18 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
+from uuid import UUID
 
 import asyncpg
 
 from memory.board import Board
 from memory.detect import secrets_in
 from memory.embed import OnnxEmbedder
-from memory.errors import StoreUnavailable
+from memory.errors import StoreError, StoreUnavailable
+from memory.find import space_id
 from memory.humans import Humans
 from memory.identify import key_tenant
 from memory.items import Items, Summarize
@@ -21,7 +24,9 @@ from memory.nouns import Clock
 from memory.quarantine import Quarantine
 from memory.settings import Settings
 from memory.state import Shares
+from memory.store.items import want_vectors
 from memory.store.migrate import migrate
+from memory.store.passages import not_embedded
 from memory.store.pool import AWAY, Pool
 from memory.store.secrets import load_pepper
 from memory.store.signals import Signals
@@ -63,6 +68,8 @@ class Engine:
         self._dsn = dsn
         self._pool = Pool(dsn, POOL_SIZE)
         self._tasks: list[asyncio.Task[None]] = []
+        self._cut_off: list[tuple[str, bytes | None]] = []  # jobs
+        self._before: set[asyncio.Task[Any]] = set()  # tasks that are not ours
         signals = Signals(dsn)
         self._signals = signals
         self.embedder = OnnxEmbedder()  # of questions: they do not wait behind what is stored
@@ -81,6 +88,7 @@ class Engine:
         if pepper is None:
             async with self._pool.connection(PATIENCE_SECONDS) as connection:
                 pepper = await load_pepper(connection)
+        self._before = asyncio.all_tasks()
         self._tasks = [asyncio.create_task(self._signals.run()), asyncio.create_task(self._work())]
         return key_tenant(pepper, key)
 
@@ -94,18 +102,48 @@ class Engine:
     async def _work(self) -> None:
         """Embed and tidy what is stored, in the background."""
         await asyncio.sleep(JOBS_AFTER_SECONDS)
-        from memory.queue import run_queue
+        from memory.queue import Handler, run_queue
         from memory.worker import item_handlers
 
-        await run_queue(self._dsn, item_handlers(self._pool, self.items, self._bulk))
+        def watched(handler: Handler) -> Handler:
+            async def run(payload: bytes | None) -> None:
+                try:
+                    await handler.run(payload)
+                except asyncio.CancelledError:
+                    self._cut_off.append((handler.name, payload))
+                    raise
+
+            return handler._replace(run=run)
+
+        handlers = item_handlers(self._pool, self.items, self._bulk)
+        await run_queue(self._dsn, [watched(handler) for handler in handlers])
+
+    async def indexed(self, tenant: bytes, timeout_seconds: float) -> bool:
+        """Whether every passage of a tenant can be found by meaning, at the latest when the time is over."""
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            async with self._pool.tenant(tenant, PATIENCE_SECONDS) as connection:
+                missing = await not_embedded(connection, tenant, space_id(self.embedder.name), limit=1)
+            if not missing or time.monotonic() > deadline:
+                return not missing
+            await asyncio.sleep(RETRY_SECONDS)
 
     async def close(self) -> None:
-        """End at once: a job that is cut off is taken up again later, by whoever works on this database then."""
-        running = asyncio.all_tasks() - {asyncio.current_task()}  # the queue's own tasks among them: it waits for them
+        """End at once; an item whose embedding is cut off goes back into the queue, which a cancelled job has left."""
+        running = asyncio.all_tasks() - self._before - {asyncio.current_task()}  # the queue's own among them
         for task in running:
             task.cancel()
         if running:
             await asyncio.wait(running, timeout=CLOSING_SECONDS)
+        with suppress(StoreError):
+            await self._give_back()
         await self.embedder.close()
         await self._bulk.close()
         await self._pool.close()
+
+    async def _give_back(self) -> None:
+        for name, payload in self._cut_off:
+            if name == "embed_item":
+                tenant, item = (payload or b"").decode().split(" ")
+                async with self._pool.tenant(bytes.fromhex(tenant), CLOSING_SECONDS) as connection:
+                    await want_vectors(connection, bytes.fromhex(tenant), UUID(item))
