@@ -23,7 +23,15 @@ from proxy.cli import cli
 from proxy.metrics import Metrics
 
 TOP = Path(__file__).parent.parent
-PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/context.md", "docs/decisions.md", "docs/operations.md")
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/configuration.md",
+    "docs/context.md",
+    "docs/decisions.md",
+    "docs/operations.md",
+)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"(<!-- metrics -->\n).*?(<!-- /metrics -->)", re.DOTALL)
 OPERATIONS = TOP / "docs" / "operations.md"

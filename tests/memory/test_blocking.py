@@ -143,7 +143,7 @@ def test_each_method_takes_what_programs_give_it_in_this_order(line):
     ],
 )
 def test_a_wrong_argument_is_a_value_error_and_nothing_is_started(given, words, tmp_path):
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=r"\w") as caught:
         LLMMemoryManager(**{"data_dir": tmp_path / "data", **given})
     for word in words:
         assert word in str(caught.value)

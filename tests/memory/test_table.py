@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from memory.errors import InvalidRequest
 from memory.models import ModelOverride, ModelTable
 from memory.settings import Settings
 from memory.table import ConfigFile, in_effect, known_models, model_config, read_config
+from proxy.cli import cli
 
 REQUIRED = """
     gpt-4 gpt-4-32k gpt-4o gpt-4o-mini gpt-4-turbo gpt-3.5-turbo gpt-3.5-turbo-16k gpt-5 o1 o3 o4-mini
@@ -80,6 +82,19 @@ def test_an_unknown_model_is_a_value_error_that_lists_the_known_ones():
         model_config("gpt-4p", ModelTable())
     assert "claude-3-opus" in str(caught.value)
     assert "did you mean gpt-4" in str(caught.value)
+
+
+def test_the_command_line_prints_the_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "proxy.yaml").write_text("models: {mine: {context_window: 5000}}\n")
+    told = CliRunner().invoke(cli, ["models", "--json"])
+    rows = json.loads(told.output)
+    assert list(rows)[0] == "mine"
+    assert set(REQUIRED) <= set(rows)
+    assert rows["gpt-4o"] == dict(model_config("gpt-4o", ModelTable()))
+    table = CliRunner().invoke(cli, ["models"]).output.splitlines()
+    assert table[0].split()[:2] == ["model", "window"]
+    assert len(table) == len(rows) + 1
 
 
 # The file
