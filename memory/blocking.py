@@ -7,7 +7,9 @@ simply made again.
 
 import atexit
 import json
+import logging
 import os
+import sys
 import uuid
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -17,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import msgspec
+import structlog
 
 from memory import check, house
 from memory.engine import Engine, patiently
@@ -85,6 +88,7 @@ class LLMMemoryManager:
             ValueError: an argument is wrong; the message names it and what it may be.
             LLMMemoryError: the database does not start or cannot be reached.
         """
+        be_quiet()
         values = variables()
         around = surroundings(values)
         said = around.model if isinstance(model_name, Default) and around.model else model_name
@@ -321,6 +325,15 @@ class LLMMemoryManager:
     def wait_for_human_response(self, hil_id: str, timeout_seconds: float) -> Values:
         """The request once it is answered or has expired, or still pending when the time is over."""
         return mapping(self._call(lambda: self._engine.humans.wait(self._place.tenant, hil_id, timeout_seconds)))
+
+
+def be_quiet() -> None:
+    """Warnings alone, on stderr, in a program that has not set up structlog itself."""
+    if not structlog.is_configured():
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+            logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        )
 
 
 def mapping(value: msgspec.Struct) -> Values:

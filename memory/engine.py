@@ -14,7 +14,7 @@ import asyncpg
 from memory.board import Board
 from memory.detect import secrets_in
 from memory.embed import OnnxEmbedder
-from memory.errors import StoreError, StoreUnavailable
+from memory.errors import ModelError, StoreError, StoreUnavailable
 from memory.find import space_id
 from memory.humans import Humans
 from memory.identify import key_tenant
@@ -101,6 +101,8 @@ class Engine:
 
     async def _work(self) -> None:
         """Embed and tidy what is stored, in the background."""
+        with suppress(ModelError):
+            await self.embedder.embed(["ready"])  # loads the model, so that the first question need not wait for it
         await asyncio.sleep(JOBS_AFTER_SECONDS)
         from memory.queue import Handler, run_queue
         from memory.worker import item_handlers

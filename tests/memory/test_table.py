@@ -89,7 +89,7 @@ def test_the_command_line_prints_the_table(tmp_path, monkeypatch):
     (tmp_path / "proxy.yaml").write_text("models: {mine: {context_window: 5000}}\n")
     told = CliRunner().invoke(cli, ["models", "--json"])
     rows = json.loads(told.output)
-    assert list(rows)[0] == "mine"
+    assert next(iter(rows)) == "mine"
     assert set(REQUIRED) <= set(rows)
     assert rows["gpt-4o"] == dict(model_config("gpt-4o", ModelTable()))
     table = CliRunner().invoke(cli, ["models"]).output.splitlines()
