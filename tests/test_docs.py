@@ -85,7 +85,7 @@ def test_the_readme_starts_with_four_commands() -> None:
 
 def test_the_readmes_request_is_answered_and_folded(proxy: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example runs against our application; only the address and the key are changed."""
-    (example,) = blocks("README.md", "python")
+    example = blocks("README.md", "python")[0]
     base_url = proxy.url  # type: ignore[attr-defined]
     assert "http://127.0.0.1:8808" in example
     monkeypatch.chdir(TOP)

@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pytest
+
 from memory.environment import NAMES
 from memory.postgres import start
 from tests.owners import PLACE
@@ -38,8 +40,9 @@ def test_the_long_example_runs_against_a_server_on_tcp_with_a_password():
     assert "export: 19 items, 3 tasks, 2 agents, 1 in quarantine" in told
 
 
-def test_the_short_example_runs_with_the_server_inside():
-    (code,) = re.findall(r"^```python\n(.*?)^```$", (TOP / "docs" / "python.md").read_text(), re.MULTILINE | re.DOTALL)
+@pytest.mark.parametrize("page", ["docs/python.md", "README.md"])
+def test_the_short_example_runs_with_the_server_inside(page):
+    code = re.findall(r"^```python\n(.*?)^```$", (TOP / page).read_text(), re.MULTILINE | re.DOTALL)[-1]
     with tempfile.TemporaryDirectory(dir=PLACE) as folder:
         os.chmod(folder, 0o711)
         assert run(["-c", code], folder, INFOLD_DATA_DIR=f"{folder}/data") == "The ferry leaves at 07:40 from pier 9.\n"
