@@ -14,6 +14,7 @@ import uuid
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -22,14 +23,17 @@ import msgspec
 import structlog
 
 from memory import check, house
+from memory.digest.fit import CountTokens
 from memory.engine import Engine, patiently
-from memory.environment import postgres_url, surroundings, variables
+from memory.environment import PROVIDERS, postgres_url, surroundings, variables
 from memory.errors import Conflict, LLMMemoryError
 from memory.identify import LOCAL_KEY, fingerprint, is_nobodys, new_id, place
+from memory.items import Summarize
 from memory.loop import LoopThread
 from memory.models import ModelTable
 from memory.nouns import Clock, CompressionStrategy, MemoryApproach, Principal, TaskStatus, utc_now
 from memory.settings import Settings
+from memory.summarize import upstream
 from memory.table import ConfigFile, in_effect, model_config, read_config
 from memory.tokens import Counter
 
@@ -110,6 +114,15 @@ class LLMMemoryManager:
         key = tenant_key or openai_api_key or LOCAL_KEY
         self._counter = Counter()
         self._pid = os.getpid()
+        url, wanted = around.upstream or PROVIDERS["openai"], ours.summaries.by == "upstream"
+        openai_key, anthropic_key = (
+            openai_api_key or around.openai_api_key,
+            anthropic_api_key or around.anthropic_api_key,
+        )
+        lent = anthropic_key if url == PROVIDERS["anthropic"] else openai_key
+        self._summarize: Summarize | None = None
+        if lent and (wanted or around.summarizer == "upstream"):
+            self._summarize = upstream(url, lent, self._counting, ours.summaries.model)
         self._house: house.House | None = None
         self._loop = LoopThread("infold memory")
         given = (db_host, db_port, db_name, db_user, db_password)
@@ -129,7 +142,10 @@ class LLMMemoryManager:
         OPEN.add(self)
 
     async def _open(self, dsn: str, clock: Clock) -> Engine:
-        return Engine(dsn, self._counter, self._models, self._file.settings, clock)
+        return Engine(dsn, self._counter, self._models, self._file.settings, clock, self._summarize)
+
+    def _counting(self, model: str) -> CountTokens:
+        return partial(self._counter.text, encoding=self._models.find(model).encoding)
 
     def __repr__(self) -> str:
         return f"<LLMMemoryManager {self.session_id} of {self.model_name}>"

@@ -52,6 +52,7 @@ class Surroundings:
     openai_api_key: str | None = field(repr=False)
     anthropic_api_key: str | None = field(repr=False)
     upstream: str | None  # base URL
+    summarizer: str  # "digest" or "upstream"
     redis_url: str | None = field(repr=False)
     model: str | None
     approach: str | None
@@ -112,6 +113,7 @@ def surroundings(values: Mapping[str, str]) -> Surroundings:
         openai_api_key=values.get("OPENAI_API_KEY"),
         anthropic_api_key=values.get("ANTHROPIC_API_KEY"),
         upstream=upstream(values),
+        summarizer=values.get("INFOLD_SUMMARIZER", "digest"),
         redis_url=redis_url(values),
         model=values.get("PRIMARY_LLM_MODEL"),
         approach=values.get("MEMORY_APPROACH"),

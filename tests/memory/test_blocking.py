@@ -359,6 +359,14 @@ def test_unknown_ids_are_none_or_not_found(manager):
             call()
 
 
+def test_where_the_summariser_is_away_the_digest_serves(make, monkeypatch):
+    monkeypatch.setenv("INFOLD_SUMMARIZER", "upstream")
+    monkeypatch.setenv("PRIMARY_LLM_PROVIDER", "http://127.0.0.1:9/v1")
+    made = make(openai_api_key="sk-key")
+    prose = " ".join(f"Sentence {n} tells of port {8000 + n}." for n in range(100))
+    assert 0 < len(made.compress_content(prose, "doc")) < len(prose) / 2
+
+
 # Whose memory
 
 
