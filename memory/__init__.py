@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from memory.blocking import LLMMemoryManager as LLMMemoryManager
     from memory.nouns import Agent as Agent
     from memory.nouns import CompressionStrategy as CompressionStrategy
     from memory.nouns import HumanRequest as HumanRequest
@@ -21,6 +22,7 @@ HOMES = {
     "Agent": "memory.nouns",
     "CompressionStrategy": "memory.nouns",
     "HumanRequest": "memory.nouns",
+    "LLMMemoryManager": "memory.blocking",
     "MemoryApproach": "memory.nouns",
     "MemoryItem": "memory.nouns",
     "MemoryStateSnapshot": "memory.nouns",

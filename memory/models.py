@@ -48,6 +48,8 @@ class ModelOverride:
     write_usd_per_million: float | None = None
     output_usd_per_million: float | None = None
     cache_seconds: float | None = None  # how long a cached prefix lives unused
+    trigger_share: float | None = None  # of the window, for stored items
+    safe_share: float | None = None  # of the window, for a working context
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,17 @@ class ModelTable:
             remember(self._found, key, model)
         window = self._learned.get(key)
         return model if window is None else self._taught(model, window, upstream)
+
+    def names(self) -> list[str]:
+        """The operator's models, and those of the price map whose window it states; no provider stands before them."""
+        if self._rows is None:
+            self._rows = read_price_map(self._price_map or installed_price_map())
+        mapped = [name for name, row in self._rows.items() if window_of(row)]
+        return [*self._overrides, *(name for name in mapped if "/" not in name and name not in self._overrides)]
+
+    def is_own(self, name: str) -> bool:
+        """Whether the operator named it."""
+        return name.lower() in self._overrides
 
     def learn(self, name: str, upstream: str, window: int) -> None:
         """Keep a window that the provider named, from its list of models or from its error."""
@@ -294,6 +307,8 @@ def with_override(model: Model, override: ModelOverride) -> Model:
         separate_output=model.separate_output if override.separate_output is None else override.separate_output,
         encoding=override.encoding or model.encoding,
         prices=override_prices(model.prices, override),
+        trigger_share=override.trigger_share or model.trigger_share,
+        safe_share=override.safe_share or model.safe_share,
     )
 
 
@@ -356,15 +371,18 @@ BUILT_IN: Mapping[str, ModelOverride] = MappingProxyType(
         "o1-mini": limits(128_000, 65_536, 1.10, 0.55, 1.10, 4.40),
         "o1-preview": limits(128_000, 32_768, 15, 7.50, 15, 60),
         # ai.google.dev/gemini-api/docs/models.
-        "gemini-1.5-flash": limits(1_048_576, 8_192),
-        "gemini-1.5-pro": limits(2_097_152, 8_192),
+        "gemini-1.0-pro": limits(30_720, 2_048, 0.50, 0.50, 0.50, 1.50),
+        "gemini-pro": limits(30_720, 2_048, 0.50, 0.50, 0.50, 1.50),
+        "gemini-1.5-flash": limits(1_048_576, 8_192, 0.075, 0.01875, 0.075, 0.30),
+        "gemini-1.5-pro": limits(2_097_152, 8_192, 1.25, 0.3125, 1.25, 5),
         "gemini-2.0-flash": limits(1_048_576, 8_192, 0.10, 0.025, 0.10, 0.40),
         # Open weights: model cards and config.json on huggingface.co. Prices are those of whoever serves them.
         "gemma-3": limits(131_072, None),
         "gemma-3-1b": limits(32_768, None),
         "gpt-oss": limits(131_072, None),
-        "mistral-7b-instruct": limits(32_768, None),
+        "mistral-7b": limits(32_768, None),
         "mistral-7b-instruct-v0.1": limits(8_192, None),
+        "mistral-7b-v0.1": limits(8_192, None),
         "phi-2": limits(2_048, None),
     }
 )

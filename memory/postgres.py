@@ -170,7 +170,7 @@ def attach(data_dir: Path) -> Address | None:
         found = read_postmaster(path / "cluster")
         runs = found is not None and found.ready and found.works_in(path / "cluster") and server_lives(path)
         return Address(dsn(path, found), found.pid) if found and runs else None
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except PermissionError as error:
         raise StoreError(f"{path} is its owner's alone; run this as the user who started the server") from error

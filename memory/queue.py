@@ -9,6 +9,7 @@ import asyncpg
 import structlog
 from pgqueuer import PgQueuer
 from pgqueuer.db import AsyncpgPoolDriver
+from pgqueuer.errors import FailingListenerError
 from pgqueuer.models import Job, Schedule
 
 from memory.errors import StoreError
@@ -42,7 +43,7 @@ async def run_queue(dsn: str, handlers: Sequence[Handler], schedules: Sequence[S
         began = time.monotonic()
         try:
             await take_jobs(dsn, handlers, schedules)
-        except (StoreError, *AWAY) as error:
+        except (StoreError, FailingListenerError, *AWAY) as error:
             if not told or began - told > TELL_SECONDS:
                 told = time.monotonic()
                 log.info("jobs wait for the database", reason=f"{type(error).__name__}: {error}")

@@ -27,6 +27,8 @@ class Model(msgspec.Struct, frozen=True):
     separate_output: bool = False  # output has a limit of its own beside the window
     encoding: str = "cl100k_base"
     prices: "Prices | None" = None  # None: unknown
+    trigger_share: float = 0.75  # of the window: what a session's stored items may have before they are told shorter
+    safe_share: float = 0.6  # of the window: what a working context of them may have
 
 
 class Prices(msgspec.Struct, frozen=True):

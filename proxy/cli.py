@@ -2,10 +2,11 @@
 
 import asyncio
 import gc
+import json
 import socket
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -115,6 +116,30 @@ def worker(config: Annotated[Path | None, typer.Option(help="Settings file.")] =
 
 
 @cli.command()
+def models(
+    as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    config: Annotated[Path | None, typer.Option(help="Settings file.")] = None,
+) -> None:
+    """The models whose windows and prices are known, yours first.
+
+    Example: infold models --json
+    """
+    from memory.models import ModelTable
+    from memory.table import known_models, model_config
+
+    table = ModelTable(read(config).overrides)
+    rows = {name: dict(model_config(name, table)) for name in known_models(table) if table.find(name).window}
+    if as_json:
+        return typer.echo(json.dumps(rows, indent=2))
+    width = max(map(len, rows))
+    typer.echo(f"{'model':{width}}  {'window':>9}  {'answer':>7}  trigger  safe  $/1k in  $/1k out")
+    for name, row in rows.items():
+        window, trigger, safe, answer, cost, cost_out = row.values()
+        prices = f"{cost:>7.5f}  {cost_out:>8.5f}"
+        typer.echo(f"{name:{width}}  {window:>9,}  {answer:>7,}  {trigger:>7.0%}  {safe:>4.0%}  {prices}")
+
+
+@cli.command()
 def demo(
     fast: Annotated[bool, typer.Option("--fast", help="Without pauses.")] = False,
     seed: Annotated[int, typer.Option(help="Which telling: names and numbers are drawn from it.")] = 0,
@@ -142,7 +167,7 @@ def demo(
     raise typer.Exit(0 if all_answered else 1)
 
 
-def read(config: Path | None, **given: object) -> Config:
+def read(config: Path | None, **given: Any) -> Config:
     try:
         return load(config, **given)
     except ConfigError as error:

@@ -10,20 +10,23 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import platformdirs
 import yaml
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     YamlConfigSettingsSource,
 )
 
+from memory.environment import ENV_FILE, as_settings, variables
+from memory.errors import InvalidRequest
 from memory.models import ModelOverride
-from memory.settings import Compression, Recall, Settings
+from memory.settings import Compression, Hygiene, Recall, Settings, Summaries, Work
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 OPENAI_URL = "https://api.openai.com/v1"
@@ -49,6 +52,31 @@ class RecallSection(Section):
     floor: Share = Recall().floor
 
 
+class HygieneSection(Section):
+    schedule: str = Hygiene().schedule
+    compress_after_days: Annotated[float, Field(ge=0)] = Hygiene().compress_after_days
+    archive_after_days: Annotated[float, Field(ge=0)] = Hygiene().archive_after_days
+    delete_after_days: Annotated[float, Field(gt=0)] | None = Hygiene().delete_after_days
+    max_compressed_items: Annotated[int, Field(ge=0)] = Hygiene().max_compressed_items
+    chat_hygiene_interval: Annotated[int, Field(ge=0)] = Hygiene().every_items
+
+    @field_validator("schedule")
+    @classmethod
+    def is_cron(cls, value: str) -> str:
+        if value and not re.fullmatch(r"\S+(?: \S+){4}", value):
+            raise ValueError("must be a cron expression of five fields, or empty")
+        return value
+
+
+class RestSection(Section):
+    anonymous: Literal["off", "loopback"] = "loopback"
+
+    @field_validator("anonymous", mode="before")
+    @classmethod
+    def spelled(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare `off` so
+
+
 class ModelSection(Section):
     context_window: Annotated[int, Field(gt=0)] | None = None
     max_output_tokens: Annotated[int, Field(gt=0)] | None = None
@@ -59,6 +87,16 @@ class ModelSection(Section):
     write_usd_per_million: Annotated[float, Field(ge=0)] | None = None
     output_usd_per_million: Annotated[float, Field(ge=0)] | None = None
     cache_seconds: Annotated[float, Field(gt=0)] | None = None
+
+
+class Named(EnvSettingsSource):
+    """`.env`, and the names that people know from elsewhere: `DB_HOST`, `API_PORT`, `LOG_LEVEL`, ..."""
+
+    def __init__(self, settings_cls: type[BaseSettings]) -> None:
+        super().__init__(settings_cls)
+        file = getattr(settings_cls, "names_file", None)
+        known = as_settings(variables(file)) if file is not None else {}
+        self.env_vars = {name.lower(): value for name, value in known.items()}
 
 
 class Config(BaseSettings):
@@ -86,6 +124,12 @@ class Config(BaseSettings):
     models: Mapping[str, ModelSection] = {}
     compression: CompressionSection = CompressionSection()
     recall: RecallSection = RecallSection()
+    hygiene: HygieneSection = HygieneSection()
+    quarantine: Literal["off", "suggest", "auto"] = Settings().quarantine
+    summarizer: Literal["digest", "upstream"] = Settings().summaries.by
+    human_expiry_hours: Annotated[float, Field(gt=0)] = Settings().work.human_expiry_hours
+    rest: RestSection = RestSection()
+    primary_model: str = "gpt-4o"
 
     embed_socket: Path | None = None  # set by the parent process for its children: where the job worker embeds
     supervised: bool = False  # likewise: somebody else runs the database and the job worker
@@ -102,6 +146,11 @@ class Config(BaseSettings):
         if not value.startswith(("http://", "https://")):
             raise ValueError("must be a URL that begins with http:// or https://")
         return value.rstrip("/")
+
+    @field_validator("quarantine", mode="before")
+    @classmethod
+    def spelled(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare `off` so
 
     @field_validator("embedder")
     @classmethod
@@ -124,8 +173,8 @@ class Config(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """The command line wins over the environment, and both over the file."""
-        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+        """The command line wins over the environment, that over `.env`, and all over the file."""
+        return init_settings, env_settings, Named(settings_cls), YamlConfigSettingsSource(settings_cls)
 
     @property
     def is_loopback(self) -> bool:
@@ -133,7 +182,15 @@ class Config(BaseSettings):
 
     @property
     def settings(self) -> Settings:
-        return Settings(Compression(**self.compression.model_dump()), Recall(**self.recall.model_dump()))
+        hygiene = self.hygiene.model_dump(exclude={"chat_hygiene_interval"})
+        return Settings(
+            compression=Compression(**self.compression.model_dump()),
+            recall=Recall(**self.recall.model_dump()),
+            hygiene=Hygiene(every_items=self.hygiene.chat_hygiene_interval, **hygiene),
+            summaries=Summaries(by=self.summarizer),
+            work=Work(human_expiry_hours=self.human_expiry_hours),
+            quarantine=self.quarantine,
+        )
 
     @property
     def overrides(self) -> dict[str, ModelOverride]:
@@ -174,10 +231,11 @@ SECRETS = frozenset({"database_url", "openai_api_key", "pepper"})
 DEFAULT_FILE = Path("proxy.yaml")
 
 
-def load(path: Path | None = None, **given: Any) -> Config:
+def load(path: Path | None = None, env_file: Path = ENV_FILE, **given: Any) -> Config:
     """Read the settings.
 
     Args:
+        env_file: more of the environment, read where it is there.
         path: the YAML file; None: what INFOLD_CONFIG names, else `proxy.yaml` in the working directory if it is there.
         given: settings of the command line; None is left out.
 
@@ -191,11 +249,14 @@ def load(path: Path | None = None, **given: Any) -> Config:
 
     class FromFile(Config):
         model_config = SettingsConfigDict(yaml_file=file or DEFAULT_FILE)
+        names_file: ClassVar[Path] = env_file
 
     try:
         return FromFile(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise ConfigError("\n".join(told(problem) for problem in error.errors())) from None
+    except InvalidRequest as error:
+        raise ConfigError(str(error)) from None
 
 
 def check_file(file: Path) -> None:
@@ -223,7 +284,12 @@ def told(problem: Mapping[str, Any]) -> str:
 
 
 def known_names(path: Sequence[str]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {"compression": CompressionSection, "recall": RecallSection}
+    sections: dict[str, type[BaseModel]] = {
+        "compression": CompressionSection,
+        "recall": RecallSection,
+        "hygiene": HygieneSection,
+        "rest": RestSection,
+    }
     if not path:
         return list(Config.model_fields)
     section = ModelSection if path[0] == "models" else sections.get(path[0])

@@ -23,7 +23,15 @@ from proxy.cli import cli
 from proxy.metrics import Metrics
 
 TOP = Path(__file__).parent.parent
-PAGES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/context.md", "docs/decisions.md", "docs/operations.md")
+PAGES = (
+    "README.md",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "docs/configuration.md",
+    "docs/context.md",
+    "docs/decisions.md",
+    "docs/operations.md",
+)
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"(<!-- metrics -->\n).*?(<!-- /metrics -->)", re.DOTALL)
 OPERATIONS = TOP / "docs" / "operations.md"
@@ -77,7 +85,7 @@ def test_the_readme_starts_with_four_commands() -> None:
 
 def test_the_readmes_request_is_answered_and_folded(proxy: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example runs against our application; only the address and the key are changed."""
-    (example,) = blocks("README.md", "python")
+    example = blocks("README.md", "python")[0]
     base_url = proxy.url  # type: ignore[attr-defined]
     assert "http://127.0.0.1:8808" in example
     monkeypatch.chdir(TOP)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from memory.environment import NAMES
 from memory.settings import Settings
 from proxy.config import Config, ConfigError, ModelSection, child_environment, load
 
@@ -14,7 +15,7 @@ from proxy.config import Config, ConfigError, ModelSection, child_environment, l
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.startswith("INFOLD_") or name in ("DATABASE_URL", "OPENAI_API_KEY"):
+        if name.startswith("INFOLD_") or name in NAMES:
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
@@ -211,3 +212,87 @@ def test_the_shipped_file_names_every_setting_with_its_default(tmp_path):
     assert set(content["models"]["my-local-model"]) == set(ModelSection.model_fields)
     told = HIDDEN | {"models", "data_dir"}  # the one is an example, the other depends on who reads it
     assert config.model_dump(exclude=told) == load().model_dump(exclude=told)
+
+
+# .env, and names that people know from elsewhere
+
+
+def test_names_from_elsewhere_are_settings(monkeypatch, tmp_path):
+    (tmp_path / ".env").write_text(
+        "API_PORT=9000\nLOG_LEVEL=WARNING\nPRIMARY_LLM_PROVIDER=groq\nPRIMARY_LLM_MODEL=gpt-4\nINFOLD_WORKERS=2\n"
+        "INFOLD_HYGIENE__ARCHIVE_AFTER_DAYS=3\nDB_HOST=h\nDB_PASSWORD=s3cret\nUNKNOWN_NAME=x\n"
+    )
+    config = load()
+    assert (config.port, config.log_level, config.workers, config.primary_model) == (9000, "warning", 2, "gpt-4")
+    assert config.upstream == "https://api.groq.com/openai/v1"
+    assert config.settings.hygiene.archive_after_days == 3
+    assert config.database_url is not None
+    assert config.database_url.get_secret_value() == "postgresql://infold:s3cret@h:5432/infold"
+    monkeypatch.setenv("API_PORT", "9001")
+    assert load().port == 9001
+    monkeypatch.setenv("INFOLD_PORT", "9002")
+    assert load().port == 9002
+    assert load(port=9003).port == 9003
+
+
+def test_a_database_url_wins_over_its_parts(monkeypatch):
+    monkeypatch.setenv("DB_HOST", "h")
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u@x/d")
+    assert load().database_url.get_secret_value() == "postgresql://u@x/d"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("no sign", ["line 1", ".env", "NAME=value"]),
+        ("API_PORT=many", ["port", "'many'"]),
+        ("LOG_LEVEL=loud", ["log_level", "'loud'"]),
+        ("PRIMARY_LLM_PROVIDER=mine", ["PRIMARY_LLM_PROVIDER", "openai", "URL"]),
+        ("REDIS_URL=http://x", ["REDIS_URL", "redis://"]),
+    ],
+)
+def test_a_wrong_line_of_the_env_file_is_told(tmp_path, line, words):
+    (tmp_path / ".env").write_text(line + "\n")
+    with pytest.raises(ConfigError) as caught:
+        load()
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_copying_the_example_changes_nothing(tmp_path):
+    before = load().model_dump()
+    (tmp_path / ".env").write_text((SHIPPED.parent / ".env.example").read_text())
+    assert load().model_dump() == before
+    assert load().database_url is None
+
+
+def test_every_name_of_the_example_is_known_and_documented():
+    lines = (SHIPPED.parent / ".env.example").read_text().splitlines()
+    page = (SHIPPED.parent / "docs" / "configuration.md").read_text()
+    assert {line[1:].partition("=")[0] for line in lines if re.match(r"#[A-Z_]+=", line)} == set(NAMES)
+    assert re.findall(r"^\| `([A-Z_]+)` \|", page, re.MULTILINE) == NAMES
+
+
+@pytest.mark.parametrize(
+    "text", ["quarantine: off\nrest: {anonymous: off}\n", "quarantine: 'off'\nrest: {anonymous: 'off'}\n"]
+)
+def test_a_bare_off_is_off(file, text):
+    config = load(file(text))
+    assert (config.quarantine, config.settings.quarantine, config.rest.anonymous) == ("off", "off", "off")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("hygiene: {schedule: daily}\n", ["hygiene.schedule", "cron"]),
+        ("hygiene: {archive_after_day: 3}\n", ["`archive_after_days`"]),
+        ("rest: {anonymous: open}\n", ["rest.anonymous", "loopback"]),
+        ("quarantine: always\n", ["quarantine", "suggest"]),
+        ("summarizer: gpt\n", ["summarizer", "upstream"]),
+    ],
+)
+def test_settings_of_stored_items_are_checked(file, text, words):
+    with pytest.raises(ConfigError) as caught:
+        load(file(text))
+    for word in words:
+        assert word in str(caught.value)
