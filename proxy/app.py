@@ -31,6 +31,7 @@ from proxy.exchange import Exchange
 from proxy.household import database, job_worker
 from proxy.metrics import Metrics
 from proxy.relay import relay
+from proxy.rest.table import routes
 from proxy.upstream import Upstream
 from proxy.windows import Windows
 from proxy.wire.openai import Parser
@@ -51,8 +52,7 @@ def admin() -> list[Route]:
         Route("/healthz", manage.alive),
         Route("/readyz", manage.ready),
         Route("/metrics", manage.metrics),
-        Route("/memory-manager/turns/{turn}", manage.turn),
-        Route("/memory-manager/export", manage.export),
+        *routes(),
         Route("/", manage.welcome),
     ]
 
@@ -64,7 +64,7 @@ class App:
         self._config = config
         self._parts: Parts | None = None
         self._admin: ASGIApp = Starlette(
-            routes=admin(), lifespan=self._lifespan, exception_handlers={404: manage.missing}
+            routes=admin(), lifespan=self._lifespan, exception_handlers={404: manage.missing, Exception: manage.broken}
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import platformdirs
 import yaml
@@ -47,6 +47,15 @@ class CompressionSection(Section):
 class RecallSection(Section):
     max_share: Annotated[float, Field(ge=0, le=0.75)] = Recall().max_share
     floor: Share = Recall().floor
+
+
+class RestSection(Section):
+    anonymous: Literal["off", "loopback"] = "loopback"
+
+    @field_validator("anonymous", mode="before")
+    @classmethod
+    def is_word(cls, value: object) -> object:
+        return "off" if value is False else value  # YAML reads a bare off as false
 
 
 class ModelSection(Section):
@@ -86,6 +95,8 @@ class Config(BaseSettings):
     models: Mapping[str, ModelSection] = {}
     compression: CompressionSection = CompressionSection()
     recall: RecallSection = RecallSection()
+    rest: RestSection = RestSection()
+    primary_model: str = "gpt-4o"
 
     embed_socket: Path | None = None  # set by the parent process for its children: where the job worker embeds
     supervised: bool = False  # likewise: somebody else runs the database and the job worker
@@ -223,7 +234,11 @@ def told(problem: Mapping[str, Any]) -> str:
 
 
 def known_names(path: Sequence[str]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {"compression": CompressionSection, "recall": RecallSection}
+    sections: dict[str, type[BaseModel]] = {
+        "compression": CompressionSection,
+        "recall": RecallSection,
+        "rest": RestSection,
+    }
     if not path:
         return list(Config.model_fields)
     section = ModelSection if path[0] == "models" else sections.get(path[0])

@@ -1,0 +1,109 @@
+"""Every endpoint of `/memory-manager`: the one list that routes and document are made from.
+
+A handler's signature says what comes and goes: `body` is the request's body, `query` its query string, and what it
+gives is the reply, or a response of its own.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, get_type_hints
+
+import msgspec
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from memory.errors import LLMMemoryError
+from proxy.errors import ClientGone, ProxyError
+from proxy.exchange import Exchange
+from proxy.rest import records
+from proxy.rest.asking import Asking, asking, refused, reply
+from proxy.rest.bodies import Answer, TurnRead
+from proxy.rest.openapi import Operation, document
+
+JSON = "application/json"
+
+Handler = Callable[..., Awaitable[Answer | Response]]
+
+
+class Endpoint:
+    def __init__(
+        self, method: str, path: str, handler: Handler, summary: str, reply: type | None = None, media: str = JSON
+    ) -> None:
+        hints = get_type_hints(handler)
+        given = reply or (None if hints["return"] is Response else hints["return"])
+        self.handler = handler
+        self.operation = Operation(method, path, summary, given, hints.get("body"), hints.get("query"), media)
+
+    async def answer(self, asked: Asking) -> Response:
+        given: dict[str, Any] = {}
+        if self.operation.query is not None:
+            given["query"] = asked.query(self.operation.query)
+        if self.operation.body is not None:
+            given["body"] = await asked.body(self.operation.body)
+        told = await self.handler(asked, **given)
+        return told if isinstance(told, Response) else reply(told)
+
+
+ENDPOINTS: tuple[Endpoint, ...] = (
+    Endpoint("GET", "turns/{turn}", records.turn, "Explain a turn", TurnRead),
+    Endpoint("GET", "export", records.export, "Everything of the tenant", media="application/x-ndjson"),
+)
+
+
+class Door:
+    """The endpoints of one path, as an ASGI application."""
+
+    def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        parts = scope["app"].state.parts
+        endpoint = self._endpoints.get("GET" if exchange.method == "HEAD" else exchange.method)
+        if endpoint is None:
+            return await wrong_method(exchange.method, self._endpoints)(scope, receive, send)
+        try:
+            exchange.check()
+            answer = await endpoint.answer(asking(parts, exchange, scope["path_params"]))
+        except ClientGone:
+            return
+        except (LLMMemoryError, ProxyError) as error:
+            answer = refused(error)
+        answer.headers["x-content-type-options"] = "nosniff"
+        parts.metrics.rest.labels(endpoint.operation.path, f"{answer.status_code // 100}xx").inc()
+        await answer(scope, receive, send)
+
+
+def wrong_method(method: str, allowed: Mapping[str, Endpoint]) -> Response:
+    fault = {
+        "message": f"{method} is not for this path; it takes {', '.join(allowed)}",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "method_not_allowed",
+    }
+    answer = reply({"error": fault, "detail": fault["message"]}, 405)
+    answer.headers["allow"] = ", ".join(allowed)
+    return answer
+
+
+def routes() -> list[Route]:
+    paths: dict[str, dict[str, Endpoint]] = {}
+    for endpoint in ENDPOINTS:
+        paths.setdefault(endpoint.operation.path, {})[endpoint.operation.method] = endpoint
+    doors = [Route(f"/memory-manager/{path}", Door(endpoints)) for path, endpoints in paths.items()]
+    return [Route("/memory-manager/openapi.json", openapi), *doors]
+
+
+async def openapi(request: object) -> Response:
+    """The same for everybody, so without a key."""
+    return Response(described(), media_type="application/json")
+
+
+@cache
+def described() -> bytes:
+    return msgspec.json.format(msgspec.json.encode(document(operations())), indent=2)
+
+
+def operations() -> Sequence[Operation]:
+    return [endpoint.operation for endpoint in ENDPOINTS]
