@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import UUID
 
 from memory.errors import InvalidRequest, NotFound, TooLarge
@@ -108,6 +108,11 @@ def metadata(value: object, field: str = "metadata") -> str | None:
     if (size := len(written.encode())) > MOST_METADATA_BYTES:
         raise InvalidRequest(f"{field} must have at most {MOST_METADATA_BYTES:,} bytes as JSON, got {size:,}", field)
     return written if value else None
+
+
+def metadata_of(stored: str | None) -> dict[str, Any]:
+    """What `metadata` wrote."""
+    return json.loads(stored) if stored else {}
 
 
 def check_json(value: object, field: str) -> None:

@@ -193,9 +193,9 @@ class Task(msgspec.Struct, frozen=True):
     description: str
     status: TaskStatus
     priority: int
-    assigned_agent: str | None
-    progress: float  # percent
+    assigned_agent: str | None  # an agent's id, or whatever the program calls it
     dependencies: list[str]  # ids of the tasks that come first
+    progress: float  # percent
     created_at: datetime
     updated_at: datetime
     completed_at: datetime | None
@@ -209,6 +209,7 @@ class Agent(msgspec.Struct, frozen=True):
     agent_type: str
     capabilities: list[str]
     assigned_tools: list[str]
+    performance_stats: dict[str, int]  # its tasks: assigned, open, completed, cancelled
     is_active: bool
     created_at: datetime
     updated_at: datetime
@@ -224,22 +225,23 @@ class HumanRequest(msgspec.Struct, frozen=True):
     priority: int
     created_at: datetime
     answered_at: datetime | None
-    expires_at: datetime
     metadata: dict[str, Any]
+    expires_at: datetime
 
 
 class QuarantinedContext(msgspec.Struct, frozen=True, kw_only=True):
     id: str
-    thread_id: str
     session_id: str
-    state: QuarantineState
+    thread_id: str
     context_type: str
-    reason: str
+    reason_for_isolation: str
     isolated_content: str | None = None  # None in lists: it is told to a reader that asks for it by its thread
     token_count: int
+    is_active: bool  # isolated now: neither proposed nor released
     created_at: datetime
     updated_at: datetime
     metadata: dict[str, Any]
+    state: QuarantineState
 
 
 class Tended(msgspec.Struct, frozen=True):
