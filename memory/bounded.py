@@ -40,6 +40,11 @@ class Bounded(Generic[K, V]):
                 _, gone = self._entries.popitem(last=False)
                 self._weight -= self._weigh(gone)
 
+    def drop(self, key: K) -> None:
+        with self._lock:
+            value = self._entries.pop(key, None)
+            self._weight -= self._weigh(value) if value is not None else 0
+
     def clear(self) -> None:
         with self._lock:
             self._entries.clear()

@@ -259,6 +259,20 @@ class HygieneReport(msgspec.Struct, frozen=True):
     items: list[Tended]  # the first 1,000
 
 
+class UsageSum(msgspec.Struct, frozen=True):
+    """What the calls of a day, a model or a session came to."""
+
+    key: str  # "2026-01-05", a model's or a session's name
+    calls: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    bill_usd: float  # of the calls whose price is known
+    counterfactual_usd: float  # what the same calls would have cost without us
+    own_usd: float  # spent by ourselves, on summaries
+    unpriced_calls: int
+
+
 class Event(msgspec.Struct, frozen=True):
     """Something happened; ids and numbers, never content."""
 

@@ -2,13 +2,17 @@
 
 import asyncio
 from collections.abc import Callable
+from uuid import UUID
 
 import structlog
 
 from memory.embed import Embedder, chunks
+from memory.find import kind_id, space_id
 from memory.messages import Message
 from memory.reinject import spoken
+from memory.store import passages
 from memory.store.chunks import save_chunks, to_embed
+from memory.store.items import holds, load_items
 from memory.store.pool import Pool
 
 log = structlog.get_logger()
@@ -41,3 +45,30 @@ async def embed_line(pool: Pool, embedder: Embedder, read: ReadMessage, tenant: 
         async with pool.tenant(tenant, WAIT_SECONDS) as connection:
             await save_chunks(connection, tenant, embedder.name, row["node"], spans, vectors)
     return len(rows)
+
+
+EMBEDDED_AT_ONCE = 64  # passages in a transaction: what a worker that is killed loses
+
+
+async def embed_item(
+    pool: Pool, embedder: Embedder, tenant: bytes, item: UUID | str, batch: int = EMBEDDED_AT_ONCE
+) -> int:
+    """Embed the passages of an item that have no vector yet; gives how many.
+
+    Raises:
+        ModelError: the embedder did not answer; what was done is kept.
+        StoreError: the database did not take it.
+    """
+    id, space, done = UUID(str(item)), space_id(embedder.name), 0
+    while True:
+        async with pool.tenant(tenant, WAIT_SECONDS) as connection:
+            spans = await passages.to_embed(connection, tenant, id, space, batch)
+            row = (await load_items(connection, tenant, [id])).get(id) if spans else None
+        if row is None:
+            return done
+        vectors = await embedder.embed([row.content[span.start : span.stop] for span in spans])
+        ordinals = [span.ordinal for span in spans]
+        kind = kind_id(row.content_type)
+        async with pool.tenant(tenant, WAIT_SECONDS) as connection:
+            if await holds(connection, tenant, id, row.digest):  # else it was corrected meanwhile: begin again
+                done += await passages.save_vectors(connection, tenant, id, space, kind, ordinals, vectors)

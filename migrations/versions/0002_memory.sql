@@ -57,6 +57,9 @@ create table infold.items (
 -- Large ones are read back whole, without unpacking.
 alter table infold.items alter column content set storage external;
 create index items_session on infold.items (tenant, session, created_at, id);
+-- What stands in the prompt, and what all sessions see: few, however many items there are.
+create index items_standing on infold.items (tenant, session) where status = 0 and form < 3;
+create index items_shared on infold.items (tenant, created_at, id) where shared;
 
 -- What is searched by words. A term is a 32-bit hash keyed by the tenant, so a posting list is one tenant's own.
 create table infold.passages (
@@ -323,6 +326,18 @@ begin
                                cache_hits = s.cache_hits + (not p_full)::integer
         where s.tenant = p_tenant
         and s.id = (select i.session from infold.items i where i.tenant = p_tenant and i.id = p_id and i.status <> 2);
+end $$;
+
+-- Items by id in one round trip, without counting; without `p_content` the first 500 characters stand for it.
+create function infold.load_items(p_tenant bytea, p_ids uuid[], p_content boolean) returns setof infold.items
+language plpgsql as $$
+begin
+    perform set_config('infold.tenant', encode(p_tenant, 'hex'), true);
+    return query select i.tenant, i.id, i.session, i.shared, i.status, i.form, i.priority, i.pinned, i.auto_compress,
+                        i.content_type, i.digest, case when p_content then i.content else left(i.content, 500) end,
+                        i.summary, i.tokens, i.summary_tokens, i.access_count, i.last_accessed, i.created_at, i.updated_at,
+                        i.metadata
+        from infold.items i where i.tenant = p_tenant and i.id = any(p_ids) and i.status <> 2;
 end $$;
 
 -- Vectors of an item; again changes nothing. Nothing is written for an item that is gone or in quarantine.

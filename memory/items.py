@@ -1,0 +1,461 @@
+"""Items: text that programs store, read, search and change. The one door to them."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+import numpy as np
+from msgspec import UNSET, UnsetType
+from numpy.typing import NDArray
+
+from memory import check
+from memory.bounded import Bounded
+from memory.digest.fit import CountTokens
+from memory.embed import Embedder
+from memory.errors import InvalidRequest, ModelError, NotFound
+from memory.find import kind_id, space_id
+from memory.forms import budget_tokens, fill
+from memory.identify import new_id
+from memory.models import ModelTable
+from memory.nouns import (
+    NIL,
+    Clock,
+    CompressionStrategy,
+    FoundItem,
+    HygieneReport,
+    ItemForm,
+    MemoryItem,
+    MemoryStateSnapshot,
+    Place,
+    WorkingContext,
+    utc_now,
+)
+from memory.rows import exported, found_item, item_of, read_cursor, row_of, scope_of, status_of, text_of, write_cursor
+from memory.search import Finder, Quote
+from memory.settings import Settings
+from memory.state import Profile, Profiles, Shares, States
+from memory.store.items import (
+    Added,
+    ItemChanges,
+    ItemRow,
+    NewItem,
+    Text,
+    add_item,
+    change_item,
+    delete_item,
+    enqueue,
+    list_items,
+    load_items,
+    retrieve_item,
+    seal_item,
+)
+from memory.store.passages import Scope, save_vectors
+from memory.store.pool import Pool
+from memory.store.states import has_shared, load_names, load_state
+from memory.tokens import Counter
+
+Floats = NDArray[np.float32]
+
+READ_SECONDS = 5.0
+ADD_SECONDS = 10.0
+BULK_BYTES_A_SECOND = 100_000  # an item's rows and their index take so long at worst
+EMBED_SECONDS = 1.0  # for a short item, while its program waits
+EMBED_AT_ONCE = 4  # passages of an item that is embedded when it is added
+MOST_QUERY_CHARS = 100_000
+RECALLED = 8
+RECALL_FLOOR = 0.35
+RECALL_WHOLE_TOKENS = 400
+
+
+Detect = Callable[[str], Sequence[Any]]  # what a text holds that is secret
+# Where, the text, what was found, the item's id, and whether it was put out of sight already.
+OnFound = Callable[[Place, str, Sequence[Any], UUID, bool], Awaitable[None]]
+# Text, tokens it may have, the model's name: a shorter text, or None.
+Summarize = Callable[[str, int, str], Awaitable[str | None]]
+
+
+class Items:
+    def __init__(
+        self,
+        pool: Pool,
+        counter: Counter,
+        models: ModelTable,
+        settings: Settings,
+        clock: Clock = utc_now,
+        embedder: Embedder | None = None,
+        summarize: Summarize | None = None,
+        detect: Detect = lambda text: (),
+        on_found: OnFound | None = None,
+        shares: Callable[[str], Shares] = lambda model: Shares(),
+    ) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._clock = clock
+        self._embedder = embedder
+        self._summarize = summarize
+        self._detect = detect
+        self._on_found = on_found
+        self._finder = Finder(pool, embedder)
+        self._profiles = Profiles(models, counter, settings, shares)
+        self._states = States(pool, self._profiles, self._finder, settings, clock)
+        self._stored: Bounded[UUID, int] = Bounded(4_096)  # tokens of a session as last seen
+        self._names: Bounded[UUID, str] = Bounded(65_536)  # of sessions; they never change
+        self._shared: Bounded[bytes, bool] = Bounded(4_096)
+
+    # Adding.
+
+    async def add(
+        self,
+        place: Place,
+        model: str,
+        content: object,
+        content_type: object,
+        priority: object = 0,
+        metadata: object = None,
+        auto_compress: object = True,
+        scope: object = "session",
+        id: UUID | None = None,
+        at: datetime | None = None,
+    ) -> MemoryItem:
+        """Store a text. Again with the same `id` it gives what is stored.
+
+        Raises:
+            InvalidRequest: a value that cannot be stored; names the field.
+        """
+        text = check.content(content, self._settings.work.most_item_bytes)
+        kind = check.text(content_type, "content_type", check.MOST_TYPE_CHARS)
+        rank = check.integer(priority, "priority", 0, 10)
+        told, auto = check.metadata(metadata), check.flag(auto_compress, "auto_compress")
+        shared, profile = scope_of(scope) == "tenant", self._profiles(model)
+        found, sealed = await self._secrets(text)
+        passed = auto and await self._near_trigger(place, profile, len(text))
+        made = await self._made(place.tenant, text, profile, passed, searched=not sealed)
+        vectors = await self._embedded(made)
+        job = vectors is None and self._embedder is not None and bool(made.passages)
+        new = NewItem(id or new_id(), shared, rank, auto, kind, kind_id(kind), made, told, job)
+        now = at or self._clock()
+        added = await self._stored_new(place, model, new, now, sealed)
+        if not added.added:
+            return await self._present(place.tenant, new.id)
+        if vectors is not None:
+            await self._save(place.tenant, new, vectors)
+        await self._after(place, profile, new, added)
+        if found and self._on_found is not None:
+            await self._on_found(place, text, found, new.id, sealed)
+        return item_of(row_of(new, place, now), place.name, True)
+
+    async def _secrets(self, text: str) -> tuple[Sequence[Any], bool]:
+        """What detectors find in a text, and whether it goes out of sight at once."""
+        if self._settings.quarantine == "off":
+            return (), False
+        found = await asyncio.to_thread(self._detect, text)
+        return found, bool(found) and self._settings.quarantine == "auto"
+
+    async def _near_trigger(self, place: Place, profile: Profile, chars: int) -> bool:
+        """Whether the session's items and a new one of so many characters may be beyond the trigger."""
+        stored = self._stored.get(place.id)
+        if stored is None:
+            async with self._pool.tenant(place.tenant, READ_SECONDS) as connection:
+                stored = (await load_state(connection, place)).tokens
+            self._stored.put(place.id, stored)
+        return stored + chars > profile.sizes.trigger  # a token has a character at least
+
+    async def _made(self, tenant: bytes, text: str, profile: Profile, passed: bool, searched: bool = True) -> Text:
+        share = self._settings.strategies.balanced
+        return await asyncio.to_thread(text_of, tenant, text, profile.sizes, share, profile.count, passed, searched)
+
+    async def _embedded(self, made: Text) -> Floats | None:
+        """Vectors of a short item; None where a job has to make them."""
+        if self._embedder is None or not 0 < len(made.passages) <= EMBED_AT_ONCE:
+            return None
+        try:
+            async with asyncio.timeout(EMBED_SECONDS):
+                return await self._embedder.embed([made.content[p.start : p.stop] for p in made.passages])
+        except (ModelError, TimeoutError):
+            return None
+
+    async def _stored_new(self, place: Place, model: str, new: NewItem, now: datetime, sealed: bool) -> Added:
+        seconds = ADD_SECONDS + len(new.text.content) / BULK_BYTES_A_SECOND
+        if not sealed:
+            async with self._pool.connection(seconds) as connection:
+                added = await add_item(connection, place, model, new, now)
+        else:
+            async with self._pool.tenant(place.tenant, seconds) as connection:
+                added = await add_item(connection, place, model, new, now)
+                await seal_item(connection, place.tenant, new.id, now)
+        self._stored.put(place.id, added.tokens)
+        self._names.put(place.id, place.name)
+        self._finder.grown(place.tenant, len(new.text.passages))
+        if new.shared:
+            self._shared.put(place.tenant, True)
+        return added
+
+    async def _save(self, tenant: bytes, new: NewItem, vectors: Floats) -> None:
+        assert self._embedder is not None
+        space = space_id(self._embedder.name)
+        async with self._pool.connection(ADD_SECONDS) as connection:
+            await save_vectors(connection, tenant, new.id, space, new.kind, list(range(len(vectors))), vectors)
+
+    async def _after(self, place: Place, profile: Profile, new: NewItem, added: Added) -> None:
+        """The trigger rule, and hygiene when it is time."""
+        if new.auto_compress and added.tokens > profile.sizes.trigger and added.used > profile.sizes.target:
+            await self._states.settle(place, profile)
+        every = self._settings.hygiene.every_items
+        if every and added.untidied >= every:
+            async with self._pool.connection(ADD_SECONDS) as connection:
+                await enqueue(connection, "tidy", place.tenant, place.id)
+
+    async def _present(self, tenant: bytes, id: UUID) -> MemoryItem:
+        async with self._pool.connection(READ_SECONDS) as connection:
+            rows = await load_items(connection, tenant, [id])
+        if id not in rows:
+            raise NotFound
+        return (await self._told(tenant, [rows[id]]))[0]
+
+    # Reading.
+
+    async def retrieve(self, tenant: bytes, item_id: object, decompress: bool = True) -> MemoryItem | None:
+        """An item of the tenant by its id, counted as read; without `decompress` without its content."""
+        try:
+            id = check.item_id(item_id)
+        except NotFound:
+            return None
+        async with self._pool.connection(READ_SECONDS) as connection:
+            row = await retrieve_item(connection, tenant, id, decompress, self._clock())
+        return None if row is None else (await self._told(tenant, [row], decompress))[0]
+
+    async def search(
+        self,
+        place: Place,
+        query: object,
+        limit: object = 5,
+        content_types: object = None,
+        include_archived: bool = False,
+        whole_tenant: bool = False,
+        full: bool = True,
+        by_meaning: bool = True,
+    ) -> tuple[FoundItem, ...]:
+        """Items of the session and shared ones, best first. Does not count as reading.
+
+        Args:
+            whole_tenant: of all sessions.
+            full: with their contents; without them, without the passage that was found.
+            by_meaning: False: by words alone.
+        """
+        asked = check.text(query, "query", MOST_QUERY_CHARS)
+        most = check.integer(limit, "limit", 1, check.MOST_LIMIT)
+        types = check.texts(content_types, "content_types", most_chars=check.MOST_TYPE_CHARS)
+        kinds = [kind_id(kind) for kind in types] or None
+        scope = Scope(place.tenant, None if whole_tenant else place.scope, kinds, include_archived)
+        found = await self._finder.find(scope, asked, max(50, 2 * most), by_meaning)
+        rows = await self._finder.rows(scope, found.hits(most), asked, full)
+        await self._learn_names(place.tenant, [row for _, row in rows])
+        return tuple(
+            found_item(row, self._name(row), hit, full) for hit, row in rows if not types or row.content_type in types
+        )
+
+    async def listed(
+        self,
+        place: Place | None,
+        tenant: bytes,
+        cursor: str | None = None,
+        limit: object = 100,
+        status: str | None = None,
+        full: bool = True,
+    ) -> tuple[tuple[MemoryItem, ...], str | None]:
+        """A page of items, newest first, of a session or of all; and the cursor of the next page."""
+        most = check.integer(limit, "limit", 1, check.MOST_LIMIT)
+        before, wanted = read_cursor(cursor), status_of(status)
+        async with self._pool.tenant(tenant, READ_SECONDS) as connection:
+            rows = await list_items(connection, tenant, place.id if place else None, before, most + 1, wanted, full)
+        page = rows[:most]
+        more = write_cursor(page[-1]) if len(rows) > most else None
+        return tuple(await self._told(tenant, page, full)), more
+
+    async def _told(self, tenant: bytes, rows: Sequence[ItemRow], full: bool = True) -> list[MemoryItem]:
+        await self._learn_names(tenant, rows)
+        return [item_of(row, self._name(row), full) for row in rows]
+
+    async def _learn_names(self, tenant: bytes, rows: Sequence[ItemRow]) -> None:
+        if unknown := [row.session for row in rows if row.session not in self._names]:
+            async with self._pool.tenant(tenant, READ_SECONDS) as connection:
+                for id, name in (await load_names(connection, tenant, unknown)).items():
+                    self._names.put(id, name)
+
+    def _name(self, row: ItemRow) -> str:
+        return self._names.get(row.session) or str(row.session)
+
+    async def has_shared(self, tenant: bytes) -> bool:
+        """Whether the tenant has items that all its sessions see; once seen, remembered."""
+        if self._shared.get(tenant) is None:
+            async with self._pool.tenant(tenant, READ_SECONDS) as connection:
+                self._shared.put(tenant, await has_shared(connection, tenant))
+        return bool(self._shared.get(tenant))
+
+    def forget_shared(self) -> None:
+        """Another process may have added or removed shared items."""
+        self._shared.clear()
+
+    async def recall(
+        self, tenant: bytes, place: Place | None, text: str, room_tokens: int, count: CountTokens
+    ) -> tuple[Quote, ...]:
+        """What belongs beside a message of a conversation: of its named session and shared, or shared items alone."""
+        scope = Scope(tenant, place.scope if place else [NIL])
+        quotes = await self._finder.quotes(scope, text, room_tokens, RECALL_WHOLE_TOKENS, count, RECALL_FLOOR)
+        return quotes[:RECALLED]
+
+    # Changing.
+
+    async def change(
+        self,
+        tenant: bytes,
+        item_id: object,
+        *,
+        priority: object = UNSET,
+        pinned: object = UNSET,
+        metadata: object = UNSET,
+        content: object = UNSET,
+        archived: object = UNSET,
+    ) -> MemoryItem:
+        """Change an item. A pin or another priority brings it back in full; what fits is settled after.
+
+        Raises:
+            NotFound: the tenant has no such item.
+        """
+        id = check.item_id(item_id)
+        rank = UNSET if priority is UNSET else check.integer(priority, "priority", 0, 10)
+        pin = UNSET if pinned is UNSET else check.flag(pinned, "pinned")
+        told = UNSET if metadata is UNSET else check.metadata(metadata)
+        away = UNSET if archived is UNSET else check.flag(archived, "archived")
+        text: str | UnsetType = UNSET
+        if content is not UNSET:
+            text = check.content(content, self._settings.work.most_item_bytes)
+        if {rank, pin, told, away, text} == {UNSET}:
+            raise InvalidRequest("one of priority, pinned, metadata, content, archived must be given", "priority")
+        async with self._pool.connection(READ_SECONDS) as connection:
+            old = (await load_items(connection, tenant, [id], content=False)).get(id)
+        if old is None:
+            raise NotFound
+        form = UNSET if rank is UNSET and pin is not True else ItemForm.FULL
+        changes = ItemChanges(
+            priority=rank, pinned=pin, metadata=told, archived=away, form=form, kind=kind_id(old.content_type)
+        )
+        item = await self._changed(tenant, old, changes, text)
+        await self._states.settle(Place(tenant, item.session_id, old.session))
+        return await self._present(tenant, id)
+
+    async def restore(self, place: Place, id: UUID, content_type: str, content: str) -> None:
+        """Make what a person released searchable, without asking detectors; a new item where none has the id."""
+        async with self._pool.connection(READ_SECONDS) as connection:
+            old = (await load_items(connection, place.tenant, [id], content=False)).get(id)
+        if old is not None:
+            changes = ItemChanges(kind=kind_id(old.content_type))
+            await self._changed(place.tenant, old, changes, content, trusted=True)
+            return
+        made = await self._made(place.tenant, content, self._profiles(await self._states.model_of(place)), True)
+        job = self._embedder is not None and bool(made.passages)
+        new = NewItem(id, False, 0, True, content_type, kind_id(content_type), made, None, job, ItemForm.SUMMARY)
+        await self._stored_new(place, "", new, self._clock(), False)
+
+    async def _changed(
+        self, tenant: bytes, old: ItemRow, changes: ItemChanges, text: str | UnsetType, trusted: bool = False
+    ) -> MemoryItem:
+        await self._learn_names(tenant, [old])
+        place = Place(tenant, self._name(old), old.session)
+        found: Sequence[Any] = ()
+        sealed = False
+        if isinstance(text, str):
+            profile = self._profiles(await self._states.model_of(place))
+            found, sealed = ((), False) if trusted else await self._secrets(text)
+            made = await self._made(tenant, text, profile, old.summary is not None, searched=not sealed)
+            changes = msgspec.structs.replace(changes, text=made)
+        async with self._pool.tenant(tenant, ADD_SECONDS) as connection:
+            row = await change_item(connection, tenant, old.id, changes, self._clock())
+            if row is None:
+                raise NotFound
+            if sealed:
+                await seal_item(connection, tenant, old.id, self._clock())
+        self._stored.drop(old.session)
+        if isinstance(changes.text, Text):
+            self._finder.grown(tenant, len(changes.text.passages))
+        if found and self._on_found is not None:
+            await self._on_found(place, row.content, found, old.id, sealed)
+        return item_of(row, place.name, True)
+
+    async def delete(self, tenant: bytes, item_id: object) -> None:
+        """Remove an item and all that was made of it.
+
+        Raises:
+            NotFound: the tenant has no such item.
+        """
+        id = check.item_id(item_id)
+        async with self._pool.tenant(tenant, ADD_SECONDS) as connection:
+            gone = await delete_item(connection, tenant, id, self._clock())
+        if not gone:
+            raise NotFound
+        self._stored.clear()
+        self._shared.clear()
+
+    async def compress(self, content: object, content_type: object, strategy: object, model: str) -> str:
+        """A shorter text: a model's where one is set and answers, else the digest."""
+        text = check.content(content, self._settings.work.most_item_bytes)
+        check.text(content_type, "content_type", check.MOST_TYPE_CHARS)
+        share = self._share(check.choice(strategy, "strategy", CompressionStrategy))
+        count = self._profiles(model).count
+        tokens = await asyncio.to_thread(count, text)
+        budget = budget_tokens(tokens, share, None)
+        if self._summarize is not None and (told := await self._summarize(text, budget, model)):
+            return told
+        return await asyncio.to_thread(fill, text, budget, count)
+
+    def _share(self, strategy: CompressionStrategy) -> float:
+        strategies = self._settings.strategies
+        return {
+            CompressionStrategy.AGGRESSIVE: strategies.aggressive,
+            CompressionStrategy.BALANCED: strategies.balanced,
+            CompressionStrategy.CONSERVATIVE: strategies.conservative,
+        }[strategy]
+
+    # The session as a whole: see `state.py`.
+
+    async def working_context(
+        self, place: Place, model: str, max_tokens: object = None, query: object = None
+    ) -> WorkingContext:
+        """The items that belong into a prompt of at most `max_tokens`; what answers `query` comes first."""
+        return await self._states.working_context(place, model, max_tokens, query)
+
+    async def state(self, place: Place, model: str) -> MemoryStateSnapshot:
+        return await self._states.state(place, model)
+
+    async def hygiene(self, place: Place, dry_run: object = False) -> HygieneReport:
+        """Compress, archive and delete what time has passed by; a dry run only tells."""
+        report = await self._states.hygiene(place, check.flag(dry_run, "dry_run"))
+        self._stored.drop(place.id)
+        return report
+
+    async def track_usage(self, place: Place, model: str, input_tokens: object, output_tokens: object) -> None:
+        """Add tokens that a program had from a provider, and what they cost."""
+        await self._states.track_usage(place, model, input_tokens, output_tokens)
+
+    async def export_state(
+        self,
+        place: Place,
+        model: str,
+        approach: str,
+        use_slm: bool,
+        use_lora: bool,
+        tasks: Sequence[msgspec.Struct],
+        agents: Sequence[msgspec.Struct],
+        contexts: Sequence[msgspec.Struct],
+    ) -> dict[str, Any]:
+        """What `export_memory_state_json` writes; dates as ISO text."""
+        state = await self.state(place, model)
+        items, _ = await self.listed(place, place.tenant, None, check.MOST_LIMIT, "active", full=False)
+        more = {"tasks": tasks, "agents": agents, "quarantined_contexts": contexts}
+        flags = {"memory_approach": approach, "use_slm": use_slm, "use_lora_finetuning": use_lora}
+        return (
+            exported(state, items, self._clock()) | flags | {name: msgspec.to_builtins(v) for name, v in more.items()}
+        )

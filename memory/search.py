@@ -1,0 +1,201 @@
+"""Search of stored items: words and vectors side by side, and the passages that answer a question."""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from uuid import UUID
+
+import numpy as np
+import structlog
+from numpy.typing import NDArray
+
+from memory.bounded import Bounded
+from memory.digest.fit import CountTokens
+from memory.embed import Embedder
+from memory.errors import ModelError
+from memory.find import Candidate, Hit, Vocabulary, Wanted, fuse, passage_scores, space_id, vocabulary, wanted
+from memory.store.items import ItemRow, load_items
+from memory.store.passages import Around, Scope, find_words, load_around, sample_terms, search_items
+from memory.store.pool import Pool
+
+log = structlog.get_logger()
+
+Floats = NDArray[np.float32]
+
+SEARCH_SECONDS = 5.0
+QUERY_SECONDS = 2.0  # for the embedding of a query; then words search alone
+PASSAGES = 50  # that each side finds, at least
+QUOTED_PASSAGES = 24  # that are looked at for a working context
+VOCABULARY_SECONDS = 600.0
+GROWTH, GROWN_PASSAGES = 0.1, 10  # a tenant's passages may grow so much before its words are counted again
+LATE_VECTORS = 5  # found passages that are embedded on the spot
+QUERY_CHARS = 16_384
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Everything that either side found for a query."""
+
+    candidates: tuple[Candidate, ...]
+    wanted: Wanted
+    vocabulary: Vocabulary
+    plan: str  # "exact", "bits", "graph", "words", "none"
+
+    def hits(self, limit: int) -> tuple[Hit, ...]:
+        return fuse(self.candidates, self.wanted, self.vocabulary, limit)
+
+    def passages(self) -> list[tuple[float, Candidate]]:
+        """Passages with their scores, best first."""
+        scores = passage_scores(self.candidates, self.wanted, self.vocabulary)
+        order = sorted(range(len(scores)), key=lambda n: (-scores[n], str(self.candidates[n].item), n))
+        return [(scores[n], self.candidates[n]) for n in order]
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """A part of an item that answers a query, or the whole of a small one."""
+
+    item: UUID
+    content_type: str
+    created_at: datetime
+    start: int  # characters of the item's content
+    stop: int
+    text: str
+    tokens: int
+    score: float
+    whole: bool
+
+
+class Finder:
+    """Finds items. Keeps how rare a tenant's words are, and the vectors of queries."""
+
+    def __init__(
+        self, pool: Pool, embedder: Embedder | None = None, seconds: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._pool = pool
+        self._embedder = embedder
+        self._seconds = seconds
+        self._vocabularies: Bounded[bytes, Vocabulary] = Bounded(512)
+        self._grown: Bounded[bytes, int] = Bounded(512)  # passages added here since the words were counted
+        self._queries: Bounded[tuple[str, str], Floats] = Bounded(4_096)
+
+    def grown(self, tenant: bytes, passages: int) -> None:
+        self._grown.put(tenant, (self._grown.get(tenant) or 0) + passages)
+
+    async def find(self, scope: Scope, query: str, k: int = PASSAGES, by_meaning: bool = True) -> Found:
+        """Look for a query's words and its meaning; without an embedder, or with a slow one, for its words alone.
+
+        Raises:
+            StoreError: the database did not answer.
+        """
+        query = query[:QUERY_CHARS]
+        embedding = asyncio.create_task(self._vector(query)) if by_meaning else None
+        try:
+            known = await self._vocabulary(scope.tenant)
+            asked = wanted(scope.tenant, query, known)
+            async with self._pool.connection(SEARCH_SECONDS) as connection:
+                words = await find_words(connection, scope, asked, known.average, k)
+            vector = await embedding if embedding else None  # no connection is held meanwhile
+        except BaseException:
+            if embedding:
+                embedding.cancel()
+            raise
+        space = space_id(self._embedder.name) if self._embedder else 0
+        async with self._pool.connection(SEARCH_SECONDS) as connection:
+            found, plan = await search_items(connection, scope, words, asked, space, vector, k)
+        return Found(tuple(found), asked, known, plan)
+
+    async def rows(
+        self, scope: Scope, hits: Sequence[Hit], query: str, content: bool = True
+    ) -> list[tuple[Hit, ItemRow]]:
+        """The items of hits. Those of the first few that have no vector yet are compared on the spot."""
+        async with self._pool.connection(SEARCH_SECONDS) as connection:
+            rows = await load_items(connection, scope.tenant, [hit.item for hit in hits], content)
+        present = [(hit, rows[hit.item]) for hit in hits if hit.item in rows]
+        if content and any(hit.distance is None for hit, _ in present):
+            return await self._with_distances(present, query)
+        return present
+
+    async def _with_distances(self, found: list[tuple[Hit, ItemRow]], query: str) -> list[tuple[Hit, ItemRow]]:
+        vector = self._queries.get((self._embedder.name, query[:QUERY_CHARS])) if self._embedder else None
+        if vector is None or self._embedder is None:
+            return found
+        late = [n for n, (hit, _) in enumerate(found) if hit.distance is None][:LATE_VECTORS]
+        texts = [found[n][1].content[found[n][0].best.start : found[n][0].best.stop] for n in late]
+        try:
+            async with asyncio.timeout(QUERY_SECONDS):
+                vectors = await self._embedder.embed(texts)
+        except (ModelError, TimeoutError):
+            return found
+        for n, near in zip(late, vectors, strict=True):
+            hit, row = found[n]
+            found[n] = replace(hit, distance=float(1 - near @ vector)), row
+        return found
+
+    async def quotes(
+        self, scope: Scope, query: str, room_tokens: int, whole_tokens: int, count: CountTokens, floor: float = 0.0
+    ) -> tuple[Quote, ...]:
+        """The passages that answer best and fit, each with its neighbours; items up to `whole_tokens` come whole."""
+        found = await self.find(scope, query)
+        best = [(score, passage) for score, passage in found.passages() if score >= floor][:QUOTED_PASSAGES]
+        if not best:
+            return ()
+        async with self._pool.tenant(scope.tenant, SEARCH_SECONDS) as connection:
+            parts = await load_around(connection, scope.tenant, [passage for _, passage in best], whole_tokens)
+        return pack(parts, [best[part.place][0] for part in parts], room_tokens, count)
+
+    async def _vector(self, query: str) -> Floats | None:
+        if self._embedder is None:
+            return None
+        key = self._embedder.name, query
+        vector = self._queries.get(key)
+        if vector is None:
+            try:
+                async with asyncio.timeout(QUERY_SECONDS):
+                    (vector,) = await self._embedder.embed([query])
+            except (ModelError, TimeoutError) as error:
+                log.info("searching by words alone", reason=f"{type(error).__name__}: {error}")
+                return None
+            self._queries.put(key, vector)
+        return vector
+
+    async def _vocabulary(self, tenant: bytes) -> Vocabulary:
+        known, grown = self._vocabularies.get(tenant), self._grown.get(tenant) or 0
+        if (
+            known is not None
+            and self._seconds() - known.made < VOCABULARY_SECONDS
+            and grown <= GROWTH * known.passages + GROWN_PASSAGES
+        ):
+            return known
+        self._grown.put(tenant, 0)
+        async with self._pool.tenant(tenant, SEARCH_SECONDS) as connection:
+            total, sample = await sample_terms(connection, tenant, random.random())
+        made = vocabulary(total, sample, self._seconds())
+        self._vocabularies.put(tenant, made)
+        return made
+
+
+def pack(parts: Sequence[Around], scores: Sequence[float], room_tokens: int, count: CountTokens) -> tuple[Quote, ...]:
+    """The parts that fit, the best first; none that stands in one before it."""
+    taken: list[Quote] = []
+    for part, score in zip(parts, scores, strict=True):
+        if any(part.item == quote.item and within(part, quote) for quote in taken):
+            continue
+        tokens = part.tokens if part.whole else count(part.text)
+        if tokens <= room_tokens:
+            room_tokens -= tokens
+            taken.append(quoted(part, tokens, score))
+    return tuple(taken)
+
+
+def quoted(part: Around, tokens: int, score: float) -> Quote:
+    return Quote(
+        part.item, part.content_type, part.created_at, part.start, part.stop, part.text, tokens, score, part.whole
+    )
+
+
+def within(part: Around, quote: Quote) -> bool:
+    return quote.start <= part.start and part.stop <= quote.stop

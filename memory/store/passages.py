@@ -1,0 +1,232 @@
+"""Passages of items and their vectors: what search reads."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from pgvector import HalfVector
+
+from memory.find import Candidate, Wanted
+from memory.nouns import NIL
+
+Floats = NDArray[np.float32]
+
+MOST_EMBEDDED = 4_096  # passages of one item that get vectors; words find the rest
+EXACT_ROWS = 2_000  # vectors up to which each is compared
+BITS_ROWS = 10_000  # up to which signs are compared first; beyond, the graph is asked
+SAMPLE = 2_000  # passages that tell how rare words are
+STRETCHES = 4  # of neighbours that they come from
+
+
+class NewPassage(msgspec.Struct, frozen=True):
+    start: int  # characters of the item's content
+    stop: int
+    length: int  # words
+    terms: tuple[int, ...]
+
+
+class Scope(msgspec.Struct, frozen=True):
+    """Where a search looks."""
+
+    tenant: bytes
+    sessions: list[UUID] | None  # None: everywhere
+    kinds: list[int] | None = None  # hashes of content types; None: all
+    archived: bool = False
+
+
+class Span(msgspec.Struct, frozen=True):
+    ordinal: int
+    start: int
+    stop: int
+
+
+def columns_of(passages: Sequence[NewPassage]) -> tuple[list[int], list[int], list[int], list[str]]:
+    """Passages as `infold.add_item` takes them; PostgreSQL has no ragged arrays, so terms go as text."""
+    return (
+        [passage.start for passage in passages],
+        [passage.stop for passage in passages],
+        [passage.length for passage in passages],
+        ["{" + ",".join(map(str, passage.terms)) + "}" for passage in passages],
+    )
+
+
+async def find_words(
+    connection: asyncpg.Connection, scope: Scope, wanted: Wanted, average: float, k: int
+) -> list[tuple[UUID, int]]:
+    """The passages that hold the most, by rarity, of the terms that are looked up."""
+    if not wanted.searched:
+        return []
+    rarity = dict(zip(wanted.terms, wanted.weights, strict=True))
+    rows = await connection.fetch(
+        "select * from infold.find_words($1, $2, $3, $4, $5, $6, $7, $8)",
+        scope.tenant, scope.sessions, scope.kinds, scope.archived, wanted.searched,
+        [rarity[term] for term in wanted.searched], max(1.0, average), k,
+    )  # fmt: skip
+    return [(row["item"], row["ordinal"]) for row in rows]
+
+
+async def search_items(
+    connection: asyncpg.Connection,
+    scope: Scope,
+    words: Sequence[tuple[UUID, int]],
+    wanted: Wanted,
+    space: int,
+    query: Floats | None,
+    k: int,
+    exact: int = EXACT_ROWS,
+    bits: int = BITS_ROWS,
+) -> tuple[list[Candidate], str]:
+    """What is near, and what words found, each with what the other side says of it; and the plan that found it."""
+    rows = await connection.fetch(
+        "select * from infold.search_items($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        scope.tenant, scope.sessions, scope.kinds, scope.archived, [item for item, _ in words],
+        [ordinal for _, ordinal in words], wanted.terms, space, None if query is None else HalfVector(query), k, exact,
+        bits,
+    )  # fmt: skip
+    found = [
+        Candidate(
+            row["item"],
+            row["ordinal"],
+            row["start"],
+            row["stop"],
+            row["length"],
+            row["distance"],
+            tuple(row["matched"]),
+        )
+        for row in rows
+    ]
+    return found, rows[0]["plan"] if rows else "none"
+
+
+def candidate(row: asyncpg.Record) -> Candidate:
+    where = row["item"], row["ordinal"], row["start"], row["stop"]
+    return Candidate(*where, row["length"], row["distance"], tuple(row["matched"]))
+
+
+async def sample_terms(
+    connection: asyncpg.Connection, tenant: bytes, chance: float
+) -> tuple[int, list[tuple[list[int], int]]]:
+    """How many passages a tenant has, and (terms, words) of some, of all its times; `chance` is 0 to 1."""
+    total = await connection.fetchval("select passages from infold.tenants where tenant = $1", tenant) or 0
+    edge = "select item from infold.passages where tenant = $1 order by item {} limit 1"
+    first, last = [await connection.fetchval(edge.format(way), tenant) for way in ("", "desc")]
+    if first is None:
+        return 0, []
+    starts, each = [first], SAMPLE
+    if total > SAMPLE:  # ids sort by time
+        width, each = (last.int - first.int) / STRETCHES, SAMPLE // STRETCHES
+        starts = [UUID(int=first.int + int((place + chance) * width)) for place in range(STRETCHES)]
+    rows = await connection.fetch(
+        "select p.terms, p.length from unnest($2::uuid[]) as b (start) cross join lateral (select terms, length"
+        " from infold.passages where tenant = $1 and item >= b.start order by item, ordinal limit $3) p",
+        tenant, starts, each,
+    )  # fmt: skip
+    return total, [(row["terms"], row["length"]) for row in rows]
+
+
+async def to_embed(connection: asyncpg.Connection, tenant: bytes, item: UUID, space: int, limit: int) -> list[Span]:
+    """Passages of an item that have no vector yet, the first ones."""
+    rows = await connection.fetch(
+        "select ordinal, start, stop from infold.passages p where tenant = $1 and item = $2 and ordinal < $5"
+        " and not exists (select from infold.vectors v where v.tenant = $1 and v.item = $2 and v.space = $3"
+        " and v.ordinal = p.ordinal) order by ordinal limit $4",
+        tenant, item, space, limit, MOST_EMBEDDED,
+    )  # fmt: skip
+    return [Span(*row) for row in rows]
+
+
+async def not_embedded(
+    connection: asyncpg.Connection, tenant: bytes, space: int, session: UUID | None = None, limit: int = 1_000
+) -> list[UUID]:
+    """Items that have passages without a vector."""
+    rows = await connection.fetch(
+        "select distinct p.item from infold.passages p where p.tenant = $1 and p.ordinal < $3"
+        " and ($4::uuid is null or p.session = $4) and not exists (select from infold.vectors v"
+        " where v.tenant = $1 and v.item = p.item and v.space = $2 and v.ordinal = p.ordinal) limit $5",
+        tenant, space, MOST_EMBEDDED, session, limit,
+    )  # fmt: skip
+    return [row["item"] for row in rows]
+
+
+async def save_vectors(
+    connection: asyncpg.Connection,
+    tenant: bytes,
+    item: UUID,
+    space: int,
+    kind: int,
+    ordinals: Sequence[int],
+    vectors: Floats,
+) -> int:
+    """Store vectors of an item; again changes nothing, and nothing is written for what is gone or in quarantine."""
+    written: int = await connection.fetchval(
+        "select infold.save_vectors($1, $2, $3, $4, $5, $6)",
+        tenant, item, space, kind, ordinals, [HalfVector(vector) for vector in vectors],
+    )  # fmt: skip
+    return written
+
+
+async def insert_passages(
+    connection: asyncpg.Connection,
+    tenant: bytes,
+    item: UUID,
+    session: UUID | None,
+    kind: int,
+    live: bool,
+    passages: Sequence[NewPassage],
+) -> None:
+    """`session` None: the item is shared. The counters are the caller's."""
+    await connection.execute(
+        "insert into infold.passages (tenant, item, ordinal, session, kind, live, start, stop, length, terms)"
+        " select $1, $2, n - 1, $3, $4, $5, start, stop, length, terms::integer[]"
+        " from unnest($6::integer[], $7::integer[], $8::integer[], $9::text[]) with ordinality"
+        " as new (start, stop, length, terms, n)",
+        tenant, item, session or NIL, kind, live, *columns_of(passages),
+    )  # fmt: skip
+
+
+async def delete_passages(connection: asyncpg.Connection, tenant: bytes, item: UUID) -> tuple[int, int]:
+    """Remove what search knows of an item: how many passages and vectors there were. The counters are the caller's."""
+    vectors = await connection.execute("delete from infold.vectors where tenant = $1 and item = $2", tenant, item)
+    passages = await connection.execute("delete from infold.passages where tenant = $1 and item = $2", tenant, item)
+    return affected(passages), affected(vectors)
+
+
+def affected(status: str) -> int:
+    """Rows, from a command's status such as `DELETE 3`."""
+    return int(status.rpartition(" ")[2])
+
+
+class Around(msgspec.Struct, frozen=True):
+    """A passage with its neighbours, or the whole of a small item."""
+
+    item: UUID
+    content_type: str
+    created_at: datetime
+    tokens: int  # of the whole item
+    start: int
+    stop: int
+    text: str
+    whole: bool
+    place: int  # of the passage among those asked for
+
+
+async def load_around(
+    connection: asyncpg.Connection, tenant: bytes, passages: Sequence[Candidate], whole_tokens: int
+) -> list[Around]:
+    """Each passage with one neighbour on each side, in the order given; items up to `whole_tokens` come whole."""
+    rows = await connection.fetch(
+        "select i.id, i.content_type, i.created_at, i.tokens, case when i.tokens <= $4 then 0 else a.start end,"
+        " case when i.tokens <= $4 then length(i.content) else a.stop end,"
+        " case when i.tokens <= $4 then i.content else substr(i.content, a.start + 1, a.stop - a.start) end,"
+        " i.tokens <= $4, (w.place - 1)::integer"
+        " from unnest($2::uuid[], $3::integer[]) with ordinality as w (item, ordinal, place)"
+        " cross join lateral (select min(p.start) as start, max(p.stop) as stop from infold.passages p"
+        "  where p.tenant = $1 and p.item = w.item and p.ordinal between w.ordinal - 1 and w.ordinal + 1) a"
+        " join infold.items i on i.tenant = $1 and i.id = w.item where i.status = 0 order by w.place",
+        tenant, [passage.item for passage in passages], [passage.ordinal for passage in passages], whole_tokens,
+    )  # fmt: skip
+    return [Around(*row) for row in rows]

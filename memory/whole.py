@@ -1,0 +1,65 @@
+"""All that programs do with the memory, wired: one value for the class, for REST and for the command line."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+from memory.board import Board
+from memory.detect import secrets_in
+from memory.embed import Embedder
+from memory.humans import Humans
+from memory.items import Items, Summarize
+from memory.models import ModelTable
+from memory.nouns import Clock, utc_now
+from memory.quarantine import Quarantine
+from memory.settings import Settings
+from memory.store.pool import Pool
+from memory.store.signals import Signals
+from memory.tokens import Counter
+from memory.usage import UsageBook
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """`signals.run()` belongs into a task of whoever waits for answers or events."""
+
+    items: Items
+    board: Board
+    humans: Humans
+    quarantine: Quarantine
+    usage: UsageBook
+    signals: Signals
+    clock: Clock
+
+
+def memory(
+    pool: Pool,
+    dsn: str,
+    counter: Counter,
+    models: ModelTable,
+    settings: Settings,
+    clock: Clock = utc_now,
+    embedder: Embedder | None = None,
+    summarize: Summarize | None = None,
+) -> Memory:
+    """Over a pool of its own: a timeout shuts the gate of a pool for all who use it.
+
+    Raises:
+        ValueError: a clock without a time zone.
+    """
+    if clock().tzinfo is None:
+        raise ValueError("the clock must give times with a time zone")
+    signals = Signals(dsn)
+    quarantine = Quarantine(pool, counter, clock, settings)
+    items = Items(
+        pool, counter, models, settings, clock, embedder, summarize, detect=secrets_in, on_found=quarantine.found
+    )
+    quarantine.restore_with(items.restore)
+    return Memory(
+        items=items,
+        board=Board(pool, clock),
+        humans=Humans(pool, clock, signals, timedelta(hours=settings.work.human_expiry_hours)),
+        quarantine=quarantine,
+        usage=UsageBook(pool),
+        signals=signals,
+        clock=clock,
+    )

@@ -1,0 +1,248 @@
+"""What is in quarantine is nowhere else, is read by its thread alone, and comes back by a person alone."""
+
+import json
+
+import pytest
+
+from memory.detect import secrets_in
+from memory.errors import Conflict, InvalidRequest, NotAllowed, NotFound
+from memory.identify import new_id, place
+from memory.nouns import Principal, QuarantineState
+from memory.quarantine import Quarantine
+from memory.settings import Settings
+from memory.tokens import Counter
+from tests.clock import NOON, Hands
+from tests.conversations import TENANT
+from tests.memory.store.schema import add, retrieve, save_vectors
+from tests.memory.test_detect import CAPITALS, drawn
+from tests.memory.vectors import vector
+
+HOME, AWAY = place(TENANT, "home"), place(TENANT, "away")
+STRANGER = bytes(16)
+ANN = Principal(TENANT, "key:1a2b3c4d", is_person=True)
+PROGRAM = Principal(TENANT, "local")
+KEY = f"AKIA{drawn(16, CAPITALS)}"
+CANARY = "the canary sings at dawn"
+
+
+@pytest.fixture
+def hands():
+    return Hands()
+
+
+@pytest.fixture
+def restored():
+    return []
+
+
+@pytest.fixture
+def quarantine(pool, hands, restored):
+    async def restore(place, id, content_type, content):
+        restored.append((place.name, id, content_type, content))
+
+    return Quarantine(pool, Counter(), hands, Settings(), restore)
+
+
+@pytest.fixture
+async def connection(pool):
+    async with pool.tenant(TENANT, 60) as made:
+        yield made
+
+
+async def stored(pool, *texts, at=HOME, **more):
+    """An item that has a passage and a vector for each text."""
+    id = new_id()
+    async with pool.connection(30) as connection:
+        await add(connection, id, texts, at=at, **more)
+        await save_vectors(connection, id, [vector(text) for text in texts], tenant=at.tenant)
+    return id
+
+
+async def rows(owner, table, tenant=TENANT):
+    return await owner.fetch(f"select * from infold.{table} where tenant = $1", tenant)
+
+
+async def counters(owner, at):
+    row = await owner.fetchrow("select * from infold.states where tenant = $1 and id = $2", at.tenant, at.id)
+    return row["tokens"], row["used"], row["embedded"]
+
+
+async def seen(pool, id):
+    async with pool.connection(30) as connection:
+        return await retrieve(connection, id)
+
+
+async def test_free_content_is_isolated_listed_and_read(quarantine, hands):
+    thread = await quarantine.isolate(HOME, CANARY, "note", "odd", {"a": 1})
+    (listed,) = await quarantine.listed(HOME)
+    assert (listed.thread_id, listed.isolated_content, listed.is_active) == (thread, None, True)
+    assert (listed.reason_for_isolation, listed.context_type, listed.session_id) == ("odd", "note", "home")
+    assert listed.metadata == {"a": 1}
+    assert listed.token_count > 0
+    assert await quarantine.listed(AWAY) == ()
+    assert (await quarantine.read(PROGRAM, thread)).isolated_content == CANARY
+
+
+async def test_threads_have_128_random_bits(quarantine):
+    threads = {await quarantine.isolate(HOME, CANARY, "note", "odd") for _ in range(3)}
+    assert len(threads) == 3
+    assert all(len(bytes.fromhex(thread.removeprefix("thread_"))) == 16 for thread in threads)
+
+
+async def test_every_item_that_holds_it_goes_in_all_sessions_of_the_tenant(quarantine, pool, owner):
+    whole = await stored(pool, CANARY)
+    part = await stored(pool, f"before {CANARY}", "and after", at=AWAY, form=1)
+    other = await stored(pool, "another bird", at=AWAY, shared=True)
+    foreign = await stored(pool, CANARY, at=place(STRANGER, "home"))
+    await quarantine.isolate(HOME, f"\n{CANARY} ", "note", "odd")
+
+    assert [await seen(pool, id) for id in (whole, part)] == [None, None]
+    assert await seen(pool, other)
+    assert {row["item"] for row in await rows(owner, "passages")} == {other}
+    assert {row["item"] for row in await rows(owner, "vectors")} == {other}
+    assert len(await rows(owner, "vectors", STRANGER)) == 1
+    assert await counters(owner, HOME) == (0, 0, 0)
+    assert await counters(owner, AWAY) == (100, 100, 1)
+    (tenant,) = await rows(owner, "tenants")
+    assert (tenant["passages"], tenant["embedded"]) == (1, 1)
+    assert foreign
+
+
+async def test_no_vector_is_written_for_it_afterwards(quarantine, pool, owner):
+    id = await stored(pool, CANARY)
+    await quarantine.isolate(HOME, CANARY, "note", "odd")
+    async with pool.connection(30) as connection:
+        assert await save_vectors(connection, id, [vector(CANARY)]) == 0
+    assert await rows(owner, "vectors") == []
+
+
+async def test_content_in_metadata_is_content(quarantine, pool, owner):
+    id = await stored(pool, "a harmless text")
+    await owner.execute(
+        "update infold.items set metadata = $2 where id = $1", id, json.dumps({"said": f'x "{CANARY}"'})
+    )
+    await quarantine.isolate(HOME, f'"{CANARY}"', "note", "odd")
+    assert await seen(pool, id) is None
+
+
+async def test_a_short_text_takes_only_items_that_are_it(quarantine, pool):
+    same, longer = await stored(pool, "abc"), await stored(pool, "abcabc and more")
+    await quarantine.isolate(HOME, "abc", "note", "odd")
+    assert await seen(pool, same) is None
+    assert await seen(pool, longer)
+
+
+async def test_reading_is_written_down_with_the_reading(quarantine, owner, hands):
+    thread = await quarantine.isolate(HOME, CANARY, "note", "odd", principal=PROGRAM)
+    hands.forward(hours=1)
+    await quarantine.read(ANN, thread)
+    await quarantine.release(ANN, thread)
+    audit = await rows(owner, "audit")
+    assert [(row["actor"], row["action"], row["at"]) for row in sorted(audit, key=lambda row: row["id"])] == [
+        ("local", "quarantine.isolate", NOON),
+        ("key:1a2b3c4d", "quarantine.read", hands.now),
+        ("key:1a2b3c4d", "quarantine.release", hands.now),
+    ]
+    assert not any(CANARY in str(tuple(row.values())) or thread in str(tuple(row.values())) for row in audit)
+
+
+async def test_only_a_person_releases(quarantine, owner):
+    thread = await quarantine.isolate(HOME, CANARY, "note", "odd")
+    with pytest.raises(NotAllowed):
+        await quarantine.release(PROGRAM, thread)
+    assert (await quarantine.read(PROGRAM, thread)).state is QuarantineState.ISOLATED
+    await quarantine.release(ANN, thread)
+    assert await quarantine.read(PROGRAM, thread) is None
+    assert await quarantine.listed(HOME) == ()
+    with pytest.raises(Conflict, match="released"):
+        await quarantine.release(ANN, thread)
+    (row,) = await rows(owner, "quarantine")
+    assert (row["state"], row["content"]) == ("released", "")
+    assert await quarantine.seals(TENANT) == frozenset()
+
+
+async def test_released_items_are_counted_shortened_and_made_searchable_again(quarantine, pool, owner, restored):
+    id = await stored(pool, CANARY, at=AWAY)
+    thread = await quarantine.isolate(HOME, CANARY, "note", "odd")
+    await quarantine.release(ANN, thread)
+    assert (await seen(pool, id))["form"] == 1
+    assert await counters(owner, AWAY) == (100, 10, 0)
+    assert restored == [("home", id, "", CANARY)]
+
+
+async def test_what_was_in_no_item_is_given_back_as_a_new_one(quarantine, restored):
+    thread = await quarantine.isolate(HOME, CANARY, "note", "odd")
+    await quarantine.release(ANN, thread)
+    ((name, _, content_type, content),) = restored
+    assert (name, content_type, content) == ("home", "note", CANARY)
+
+
+async def test_an_item_held_by_two_threads_stays_until_both_are_released(quarantine, pool):
+    id = await stored(pool, CANARY, "and another secret")
+    first = await quarantine.isolate(HOME, CANARY, "note", "odd")
+    second = await quarantine.isolate(HOME, "another secret", "note", "odd")
+    await quarantine.release(ANN, first)
+    assert await seen(pool, id) is None
+    await quarantine.release(ANN, second)
+    assert await seen(pool, id)
+
+
+async def test_isolating_again_with_the_same_id_gives_the_same_thread(quarantine, owner):
+    id = new_id()
+    thread = await quarantine.isolate(HOME, CANARY, "note", "odd", id=id)
+    assert await quarantine.isolate(HOME, CANARY, "note", "odd", id=id) == thread
+    assert len(await rows(owner, "quarantine")) == 1
+
+
+async def test_what_a_detector_finds_is_proposed_once_and_stays_usable(quarantine, pool, owner):
+    text = f"the key is {KEY}"
+    id = await stored(pool, text)
+    await quarantine.found(HOME, text, secrets_in(text), id, False)
+    await quarantine.found(HOME, text, secrets_in(text), id, False)
+    (proposed,) = await quarantine.listed(HOME)
+    assert (proposed.state, proposed.is_active, proposed.metadata["item_id"]) == ("proposed", False, str(id))
+    assert proposed.reason_for_isolation == "looks like: aws key"
+    assert await quarantine.read(ANN, proposed.thread_id) is None
+    with pytest.raises(Conflict, match="proposed"):
+        await quarantine.release(ANN, proposed.thread_id)
+    assert await seen(pool, id)
+    told = await rows(owner, "quarantine") + await rows(owner, "events")
+    assert not any(KEY in str(tuple(row.values())) for row in told)
+
+    await quarantine.isolate(HOME, text, "note", "as proposed")
+    (isolated,) = await quarantine.listed(HOME)
+    assert isolated.state is QuarantineState.ISOLATED
+    assert await quarantine.propose(HOME, text, secrets_in(text), id) is None
+
+
+async def test_what_a_detector_finds_is_isolated_where_so_is_set(pool, hands):
+    quarantine = Quarantine(pool, Counter(), hands, Settings(quarantine="auto"))
+    id = await stored(pool, KEY)
+    await quarantine.found(HOME, KEY, secrets_in(KEY), id, True)
+    assert await seen(pool, id) is None
+    (isolated,) = await quarantine.listed(HOME)
+    assert isolated.is_active
+
+
+async def test_foreign_and_unknown_threads_are_not_there(quarantine):
+    thread = await quarantine.isolate(HOME, CANARY, "note", "odd")
+    eve = Principal(STRANGER, "key:00000000", is_person=True)
+    said = set()
+    for who, which in ((eve, thread), (ANN, f"thread_{'0' * 32}"), (ANN, "nonsense"), (ANN, None)):
+        assert await quarantine.read(who, which) is None
+        with pytest.raises(NotFound) as missing:
+            await quarantine.release(who, which)
+        said.add(str(missing.value))
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [(("", "note", "odd"), "content"), ((7, "note", "odd"), "content"), ((CANARY, "", "odd"), "context_type"),
+     ((CANARY, "note", None), "reason"), ((CANARY, "note", "odd", "x"), "metadata"), (("a\0b", "note", "odd"), "content")],
+)  # fmt: skip
+async def test_bad_input_names_its_field(quarantine, arguments, field):
+    with pytest.raises(InvalidRequest) as refused:
+        await quarantine.isolate(HOME, *arguments)
+    assert refused.value.field == field
+    assert await quarantine.listed(HOME) == ()

@@ -1,0 +1,102 @@
+"""The parts together: a secret in an item, taken away and given back; nothing tells it meanwhile."""
+
+import json
+from datetime import datetime
+
+import msgspec
+import pytest
+
+from memory.errors import NotFound
+from memory.identify import place
+from memory.models import ModelTable
+from memory.nouns import Principal
+from memory.settings import Settings
+from memory.tokens import Counter
+from memory.whole import memory
+from tests.clock import Hands
+from tests.conversations import TENANT
+from tests.memory.test_detect import CAPITALS, drawn
+from tests.memory.vectors import WordVectors
+
+HOME = place(TENANT, "home")
+ANN = Principal(TENANT, "key:1a2b3c4d", is_person=True)
+KEY = f"AKIA{drawn(16, CAPITALS)}"
+SECRET = f"the deployment key of the harbour crane is {KEY}"
+
+
+@pytest.fixture
+def make(pool, dsn):
+    def made(**settings):
+        return memory(pool, dsn, Counter(), ModelTable(), Settings(**settings), Hands(), WordVectors())
+
+    return made
+
+
+async def told(whole):
+    """All that the memory tells, as text."""
+    found = await whole.items.search(HOME, "the deployment key of the harbour crane", 10)
+    context = await whole.items.working_context(HOME, "gpt-4o")
+    state = await whole.items.state(HOME, "gpt-4o")
+    items, _ = await whole.items.listed(HOME, TENANT, None)
+    return json.dumps(msgspec.to_builtins([found, context, state, items]))
+
+
+async def test_what_is_isolated_is_told_nowhere_and_comes_back(make):
+    whole = make(quarantine="off")
+    item = await whole.items.add(HOME, "gpt-4o", SECRET, "note")
+    await whole.items.add(HOME, "gpt-4o", "the harbour opens at nine", "note")
+    assert KEY in await told(whole)
+
+    thread = await whole.quarantine.isolate(HOME, KEY, "credentials", "it is a key")
+    after = await told(whole)
+    assert KEY not in after
+    assert item.id not in after
+    assert "opens at nine" in after
+    assert await whole.items.retrieve(TENANT, item.id) is None
+    with pytest.raises(NotFound):
+        await whole.items.change(TENANT, item.id, priority=5)
+
+    await whole.quarantine.release(ANN, thread)
+    assert (await whole.items.retrieve(TENANT, item.id)).full_content == SECRET
+    found = await whole.items.search(HOME, "the deployment key of the harbour crane", 10)
+    assert found[0].id == item.id
+
+
+async def test_free_content_comes_back_as_an_item(make):
+    whole = make()
+    thread = await whole.quarantine.isolate(HOME, "the moon is made of cheese", "claim", "doubtful")
+    await whole.quarantine.release(ANN, thread)
+    (found,) = await whole.items.search(HOME, "moon cheese")
+    assert (found.content_type, found.full_content, found.session_id) == ("claim", "the moon is made of cheese", "home")
+
+
+async def test_detectors_propose(make):
+    whole = make(quarantine="suggest")
+    item = await whole.items.add(HOME, "gpt-4o", SECRET, "note")
+    (proposed,) = await whole.quarantine.listed(HOME)
+    assert (proposed.state, proposed.metadata["item_id"]) == ("proposed", item.id)
+    assert KEY in await told(whole)
+
+
+async def test_detectors_isolate_where_so_is_set_and_a_person_overrules_them(make):
+    whole = make(quarantine="auto")
+    item = await whole.items.add(HOME, "gpt-4o", SECRET, "note")
+    assert await whole.items.retrieve(TENANT, item.id) is None
+    assert KEY not in await told(whole)
+    (isolated,) = await whole.quarantine.listed(HOME)
+    await whole.quarantine.release(ANN, isolated.thread_id)
+    assert (await whole.items.retrieve(TENANT, item.id)).full_content == SECRET
+    assert KEY in await told(whole)
+
+
+async def test_tokens_that_a_program_tracks_are_in_the_sums(make):
+    whole = make()
+    await whole.items.track_usage(HOME, "gpt-4o", 1000, 100)
+    (row,) = await whole.usage.sums(TENANT, "session")
+    assert (row.key, row.input_tokens, row.output_tokens) == ("home", 1000, 100)
+    assert row.bill_usd == (await whole.items.state(HOME, "gpt-4o")).token_usage_stats.total_cost > 0
+
+
+def test_a_clock_without_a_zone_is_refused(pool, dsn):
+    with pytest.raises(ValueError, match="time zone"):
+        memory(pool, dsn, Counter(), ModelTable(), Settings(), lambda: datetime(2026, 1, 1))
