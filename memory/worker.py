@@ -1,4 +1,7 @@
-"""Jobs: later work, enqueued in the transaction that made it true. Each can run twice with the same result."""
+"""Jobs: later work, enqueued in the transaction that made it true. Each can run twice with the same result.
+
+Of items: their embedding, and hygiene of a session that has grown or, by the calendar, of all.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -7,18 +10,25 @@ from uuid import UUID
 import structlog
 
 from memory.embed import Embedder, chunks
+from memory.errors import ModelError
 from memory.find import kind_id, space_id
+from memory.items import Items
 from memory.messages import Message
+from memory.nouns import Clock, HygieneReport, Place
+from memory.queue import Handler
 from memory.reinject import spoken
 from memory.store import passages
 from memory.store.chunks import save_chunks, to_embed
-from memory.store.items import holds, load_items
+from memory.store.items import holds, load_items, want_vectors
 from memory.store.pool import Pool
+from memory.store.states import list_places, load_calendar, load_names, mark_tidied
 
 log = structlog.get_logger()
 
 MOST_CHUNKS = 64  # of one message: the first 12,000 tokens; a log has no more meaning than that
 WAIT_SECONDS = 30.0
+EMBEDDED_AT_ONCE = 64  # passages of an item in a transaction: what a worker that is killed loses
+TRIES, TRY_AGAIN_SECONDS = 5, 1.0  # an embedder that does not answer; doubled each time
 
 ReadMessage = Callable[[bytes], Message]
 
@@ -47,9 +57,6 @@ async def embed_line(pool: Pool, embedder: Embedder, read: ReadMessage, tenant: 
     return len(rows)
 
 
-EMBEDDED_AT_ONCE = 64  # passages in a transaction: what a worker that is killed loses
-
-
 async def embed_item(
     pool: Pool, embedder: Embedder, tenant: bytes, item: UUID | str, batch: int = EMBEDDED_AT_ONCE
 ) -> int:
@@ -72,3 +79,59 @@ async def embed_item(
         async with pool.tenant(tenant, WAIT_SECONDS) as connection:
             if await holds(connection, tenant, id, row.digest):  # else it was corrected meanwhile: begin again
                 done += await passages.save_vectors(connection, tenant, id, space, kind, ordinals, vectors)
+
+
+def parse_item(payload: bytes | None) -> tuple[bytes, UUID]:
+    """A job's tenant and its item or session."""
+    tenant, id = (payload or b"").decode().split(" ")
+    return bytes.fromhex(tenant), UUID(id)
+
+
+def item_handlers(pool: Pool, items: Items, embedder: Embedder | None) -> list[Handler]:
+    """The jobs that items make; without an embedder nothing is embedded here, and such jobs wait for who has one."""
+
+    async def tidy(payload: bytes | None) -> None:
+        tenant, session = parse_item(payload)
+        async with pool.tenant(tenant, WAIT_SECONDS) as connection:
+            names = await load_names(connection, tenant, [session])
+        if session in names:
+            tell_of(await items.hygiene(Place(tenant, names[session], session)))
+
+    if embedder is None:
+        return [Handler("tidy", tidy)]
+
+    async def embed(payload: bytes | None) -> None:
+        await embed_patiently(pool, embedder, *parse_item(payload))
+
+    return [Handler("embed_item", embed), Handler("tidy", tidy)]
+
+
+async def embed_patiently(pool: Pool, embedder: Embedder, tenant: bytes, item: UUID) -> None:
+    """Embed an item. An embedder that stays silent is left alone: the next hygiene asks again for what is missing."""
+    for tried in range(TRIES):
+        try:
+            log.info("embedded", passages=await embed_item(pool, embedder, tenant, item))
+            return
+        except ModelError as error:
+            log.warning("the embedder did not answer", item=str(item), tried=tried + 1, reason=str(error))
+            await asyncio.sleep(TRY_AGAIN_SECONDS * 2**tried)
+
+
+async def hygiene(pool: Pool, items: Items, embedder: Embedder | None, clock: Clock) -> None:
+    """Tidy all sessions of all tenants, and ask again for vectors that are missing."""
+    async with pool.connection(WAIT_SECONDS) as connection:
+        tenants = await load_calendar(connection)
+    for tenant in tenants:
+        async with pool.tenant(tenant, WAIT_SECONDS) as connection:
+            places = await list_places(connection, tenant)
+        for place in places:
+            tell_of(await items.hygiene(place))
+        async with pool.tenant(tenant, WAIT_SECONDS) as connection:
+            if embedder is not None:
+                for id in await passages.not_embedded(connection, tenant, space_id(embedder.name)):
+                    await want_vectors(connection, tenant, id)
+            await mark_tidied(connection, tenant, clock())
+
+
+def tell_of(report: HygieneReport) -> None:
+    log.info("tidied", compressed=report.compressed, archived=report.archived, deleted=report.deleted, kept=report.kept)

@@ -3,19 +3,22 @@
 import asyncio
 import signal
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
-import asyncpg
 import structlog
-from pgqueuer import PgQueuer
-from pgqueuer.db import AsyncpgPoolDriver
-from pgqueuer.models import Job
 
 from memory.embed import Embedder, embedder, serve_embeddings
 from memory.errors import StoreError
+from memory.items import Items
+from memory.models import ModelTable
+from memory.nouns import Clock, utc_now
+from memory.queue import RETRY_SECONDS, TELL_SECONDS, Handler, Scheduled, run_queue
 from memory.store.migrate import migrate
 from memory.store.pool import AWAY, Pool
-from memory.worker import embed_line, parse_payload
+from memory.tokens import Counter
+from memory.worker import embed_line, hygiene, item_handlers, parse_payload
 from proxy import logs
 from proxy.config import Config
 from proxy.household import database
@@ -23,8 +26,6 @@ from proxy.wire.openai import message_of
 
 log = structlog.get_logger()
 
-RETRY_SECONDS = 1.0
-TELL_SECONDS = 60.0  # between two lines about a database that stays away
 AT_ONCE = 1  # job: the embedder has one thread
 
 
@@ -38,8 +39,7 @@ async def run(config: Config) -> None:
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(database(config))
         tasks: list[asyncio.Task[object]] = [asyncio.create_task(stop.wait())]
-        if model is not None:
-            tasks.append(asyncio.create_task(work(dsn, model)))
+        tasks.append(asyncio.create_task(work(config, dsn, model)))
         if model is not None and config.embed_socket is not None:
             tasks.append(asyncio.create_task(serve_embeddings(model, str(config.embed_socket))))
         done, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -50,13 +50,30 @@ async def run(config: Config) -> None:
             task.result()
 
 
-async def work(dsn: str, model: Embedder) -> None:
-    """Take jobs as they come; when the database goes, begin again when it is back."""
+async def work(config: Config, dsn: str, model: Embedder | None, clock: Clock = utc_now) -> None:
+    """Take jobs, once the database has been reached."""
+    pool = Pool(dsn, size=3)
+    await reach(dsn, pool)
+    try:
+        items = Items(pool, Counter(), ModelTable(config.overrides), config.settings, clock, model)
+        handlers = item_handlers(pool, items, model)
+        if model is not None:
+            handlers.append(Handler("embed", line_embedder(pool, model), AT_ONCE))
+        cron = config.settings.hygiene.schedule
+        tidying = Scheduled("hygiene", cron, partial(hygiene, pool, items, model, clock))
+        await run_queue(dsn, handlers, [tidying] if cron else [])
+    finally:
+        await pool.close()
+
+
+async def reach(dsn: str, pool: Pool) -> None:
+    """Wait for the database; whichever process comes first migrates it."""
     told = 0.0
     while True:
         began = time.monotonic()
         try:
-            await take_jobs(dsn, model)
+            await migrate(dsn)
+            return await pool.open()
         except (StoreError, *AWAY) as error:
             if not told or began - told > TELL_SECONDS:
                 told = time.monotonic()
@@ -64,21 +81,9 @@ async def work(dsn: str, model: Embedder) -> None:
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def take_jobs(dsn: str, model: Embedder) -> None:
-    await migrate(dsn)  # whichever process comes first
-    pool = Pool(dsn, size=2)
-    settings = {"role": "infold_app", "search_path": "infold,public", "application_name": "infold jobs"}
-    async with asyncpg.create_pool(dsn, min_size=1, max_size=3, server_settings=settings) as queue:
-        await pool.open()
-        try:
-            jobs = PgQueuer(AsyncpgPoolDriver(queue))
+def line_embedder(pool: Pool, model: Embedder) -> Callable[[bytes | None], Awaitable[None]]:
+    async def embed(payload: bytes | None) -> None:
+        tenant, node = parse_payload(payload)
+        log.info("embedded", messages=await embed_line(pool, model, message_of, tenant, node))
 
-            @jobs.entrypoint("embed", concurrency_limit=AT_ONCE)
-            async def embed(job: Job) -> None:
-                tenant, node = parse_payload(job.payload)
-                done = await embed_line(pool, model, message_of, tenant, node)
-                log.info("embedded", messages=done)
-
-            await jobs.run(batch_size=AT_ONCE, shutdown_on_listener_failure=True)
-        finally:
-            await pool.close()
+    return embed

@@ -180,3 +180,13 @@ async def recount(connection: asyncpg.Connection, place: Place, now: datetime) -
         " where tenant = $1 and id = $2",
         place.tenant, place.id, now,
     )  # fmt: skip
+
+
+async def load_calendar(connection: asyncpg.Connection) -> list[bytes]:
+    """The tenants that have items, those first that were tidied longest ago. Ids alone, so any connection may ask."""
+    rows = await connection.fetch("select tenant from infold.calendar order by tidied nulls first, tenant")
+    return [row["tenant"] for row in rows]
+
+
+async def mark_tidied(connection: asyncpg.Connection, tenant: bytes, now: datetime) -> None:
+    await connection.execute("update infold.calendar set tidied = $2 where tenant = $1", tenant, now)

@@ -1,0 +1,201 @@
+"""Jobs of items: embedded in the end whatever breaks off, tidied by session and by calendar."""
+
+import asyncio
+import contextlib
+import random
+from uuid import UUID
+
+import pytest
+
+from memory import worker
+from memory.errors import ModelError
+from memory.identify import place
+from memory.items import Items
+from memory.models import ModelTable
+from memory.queue import Handler, Scheduled, run_queue
+from memory.settings import Hygiene, Settings
+from memory.store.items import seal_item
+from memory.worker import embed_item, hygiene, item_handlers
+from tests.clock import Hands
+from tests.conversations import COUNTER, TENANT, prose
+from tests.memory.vectors import WordVectors
+
+HOME = place(TENANT, "home")
+STRANGER = place(bytes(16), "elsewhere")
+LONG = prose(random.Random(1), 3_000)
+
+
+@pytest.fixture
+def hands():
+    return Hands()
+
+
+@pytest.fixture
+def items(pool, hands):
+    return Items(pool, COUNTER, ModelTable(), Settings(hygiene=Hygiene(every_items=2)), hands, WordVectors())
+
+
+async def add(items, text=LONG, at=HOME):
+    return await items.add(at, "gpt-4o", text, "note")
+
+
+async def vectors(owner):
+    return await owner.fetchval("select count(*) from infold.vectors"), await owner.fetchval(
+        "select sum(embedded)::integer from infold.states"
+    )
+
+
+@contextlib.asynccontextmanager
+async def working(dsn, *handlers, schedules=()):
+    task = asyncio.create_task(run_queue(dsn, handlers, schedules))
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def until(done, seconds=15):
+    async with asyncio.timeout(seconds):
+        while not await done():
+            await asyncio.sleep(0.05)
+
+
+async def test_a_short_item_is_embedded_when_it_is_added_and_a_long_one_by_a_job(items, owner):
+    await add(items, "short")
+    assert await vectors(owner) == (1, 1)
+    assert await owner.fetchval("select count(*) from infold.pgqueuer") == 0
+    await add(items)
+    assert await owner.fetchval("select count(*) from infold.pgqueuer where entrypoint = 'embed_item'") == 1
+
+
+async def test_embedding_twice_embeds_once(items, pool, owner):
+    id = (await add(items)).id
+    model = WordVectors()
+    done = await embed_item(pool, model, TENANT, id, batch=4)
+    assert done == len(model.asked) == await owner.fetchval("select count(*) from infold.passages") > 10
+    assert await embed_item(pool, model, TENANT, id) == 0
+    assert await vectors(owner) == (done, done)
+    assert await embed_item(pool, model, bytes(16), id) == 0
+
+
+async def test_a_worker_that_dies_loses_one_batch(items, pool, owner):
+    class Dies(WordVectors):
+        async def embed(self, texts):
+            if len(self.asked) >= 8:
+                raise ModelError
+            return await super().embed(texts)
+
+    id = (await add(items)).id
+    with pytest.raises(ModelError):
+        await embed_item(pool, Dies(), TENANT, id, batch=4)
+    assert await vectors(owner) == (8, 8)
+    model = WordVectors()
+    await embed_item(pool, model, TENANT, id, batch=4)
+    assert len(model.asked) + 8 == (await vectors(owner))[0]
+
+
+async def test_what_is_quarantined_or_corrected_meanwhile_leaves_no_vector_of_its_old_text(items, pool, owner, hands):
+    class Meanwhile(WordVectors):
+        def __init__(self, change):
+            super().__init__()
+            self.change = change
+
+        async def embed(self, texts):
+            if self.change:
+                await self.change()
+                self.change = None
+            return await super().embed(texts)
+
+    first, second = (await add(items)).id, (await add(items, prose(random.Random(2), 3_000))).id
+
+    async def seal():
+        async with pool.tenant(TENANT) as connection:
+            await seal_item(connection, TENANT, first, hands())
+
+    async def correct():
+        await items.change(TENANT, second, content="quite another text")
+
+    assert await embed_item(pool, Meanwhile(seal), TENANT, first) == 0
+    assert await vectors(owner) == (0, 0)
+    assert await embed_item(pool, Meanwhile(correct), TENANT, second) == 1
+    (hit,) = await items.search(HOME, "quite another text")
+    assert hit.distance == pytest.approx(0, abs=1e-3)
+
+
+async def test_the_queue_takes_what_items_left_for_it(items, pool, owner, dsn):
+    await add(items)
+    await add(items)
+    async with working(dsn, *item_handlers(pool, items, WordVectors())):
+
+        async def all_done():
+            passages = await owner.fetchval("select count(*) from infold.passages")
+            untidied = await owner.fetchval("select untidied from infold.states")
+            return await vectors(owner) == (passages, passages) and untidied == 0
+
+        await until(all_done)
+        await add(items)  # it hears of new ones while it runs
+        await until(all_done_with(owner))
+
+
+def all_done_with(owner):
+    async def done():
+        passages = await owner.fetchval("select count(*) from infold.passages")
+        return await vectors(owner) == (passages, passages)
+
+    return done
+
+
+async def test_an_embedder_that_is_silent_is_asked_again_and_hygiene_asks_once_more(
+    items, pool, owner, hands, monkeypatch
+):
+    monkeypatch.setattr(worker, "TRY_AGAIN_SECONDS", 0.001)
+
+    class Silent(WordVectors):
+        async def embed(self, texts):
+            self.asked.append("")
+            raise ModelError
+
+    id = (await add(items)).id
+    silent = Silent()
+    await worker.embed_patiently(pool, silent, TENANT, id)
+    assert len(silent.asked) == worker.TRIES
+    await owner.execute("delete from infold.pgqueuer")
+    await hygiene(pool, items, WordVectors(), hands)
+    (payload,) = [row["payload"] for row in await owner.fetch("select payload from infold.pgqueuer")]
+    assert worker.parse_item(payload) == (TENANT, UUID(id))
+
+
+async def test_hygiene_goes_through_all_tenants(items, pool, owner, hands):
+    mine, theirs = await add(items, "mine"), await add(items, "theirs", STRANGER)
+    hands.forward(days=8)
+    await hygiene(pool, items, None, hands)
+    for tenant, item in ((TENANT, mine), (STRANGER.tenant, theirs)):
+        assert (await items.retrieve(tenant, item.id)).form == "summary"
+    assert {row["tidied"] for row in await owner.fetch("select tidied from infold.calendar")} == {hands.now}
+
+
+async def test_what_is_scheduled_waits_for_its_time(dsn, owner):
+    async def never():
+        raise AssertionError
+
+    async def nothing(payload):
+        pass
+
+    async with working(dsn, Handler("nothing", nothing), schedules=[Scheduled("hygiene", "17 3 * * *", never)]):
+
+        async def planned():
+            return await owner.fetchval("select count(*) from infold.pgqueuer_schedules where next_run > now()") == 1
+
+        await until(planned)
+
+
+async def test_a_queue_outlives_the_loss_of_its_connections(items, pool, owner, dsn):
+    async with working(dsn, *item_handlers(pool, items, WordVectors())):
+        await add(items)
+        await until(all_done_with(owner))
+        await owner.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'infold jobs'"
+        )
+        await add(items)
+        await until(all_done_with(owner))
