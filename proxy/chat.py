@@ -14,6 +14,7 @@ from memory.models import Overflow, overflow_in_error
 from memory.recorder import Ended, Kept, Opening, Recorder
 from memory.store.pool import Pool
 from memory.types import Mode
+from memory.whole import Memory
 from proxy.answer import Heard, answer_for, header
 from proxy.config import Config
 from proxy.errors import ClientGone, ProxyError, UpstreamCut
@@ -47,6 +48,7 @@ class Parts:
     parser: openai.Parser
     pool: Pool
     recorder: Recorder
+    whole: Memory | None = None  # what programs do with the memory; None: the database has not been reached yet
     pepper: bytes | None = None  # None: the database has not been reached yet
     background: set[asyncio.Task[Any]] = field(default_factory=set)
     parsing: asyncio.Lock = field(default_factory=asyncio.Lock)

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from memory.errors import InvalidRequest, StoreUnavailable, TooLarge
 from memory.identify import SESSION_NAME, fingerprint, is_nobodys, place
 from memory.nouns import Place, Principal
+from memory.whole import Memory
 from proxy.chat import Parts
 from proxy.errors import Unauthorized, error_body
 from proxy.exchange import Exchange
@@ -30,6 +31,7 @@ class Asking:
     """Who asks for what."""
 
     parts: Parts
+    memory: Memory
     exchange: Exchange
     principal: Principal
     place: Place
@@ -38,6 +40,11 @@ class Asking:
     @property
     def tenant(self) -> bytes:
         return self.principal.tenant
+
+    @property
+    def model(self) -> str:
+        """The model whose window a session's memory is measured against."""
+        return self.parts.config.primary_model
 
     async def body(self, type: type[T]) -> T:
         """
@@ -62,7 +69,9 @@ def asking(parts: Parts, exchange: Exchange, named: Mapping[str, str]) -> Asking
         StoreUnavailable: the database was not reached yet.
     """
     principal = principal_of(parts, exchange)
-    return Asking(parts, exchange, principal, session_of(principal.tenant, exchange), named)
+    if parts.whole is None:
+        raise StoreUnavailable
+    return Asking(parts, parts.whole, exchange, principal, session_of(principal.tenant, exchange), named)
 
 
 def principal_of(parts: Parts, exchange: Exchange) -> Principal:

@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from memory.errors import LLMMemoryError
 from proxy.errors import ClientGone, ProxyError
 from proxy.exchange import Exchange
-from proxy.rest import records
+from proxy.rest import items, records, work
 from proxy.rest.asking import Asking, asking, refused, reply
 from proxy.rest.bodies import Answer, TurnRead
 from proxy.rest.openapi import Operation, document
@@ -46,6 +46,30 @@ class Endpoint:
 
 
 ENDPOINTS: tuple[Endpoint, ...] = (
+    Endpoint("POST", "items/add", items.add, "Store an item"),
+    Endpoint("POST", "items/retrieve", items.retrieve, "An item by its id, counted as read"),
+    Endpoint("POST", "items/search", items.search, "Items by meaning and by words, best first"),
+    Endpoint("GET", "items", items.listed, "The session's items, newest first"),
+    Endpoint("PATCH", "items/{item_id}", items.change, "Change an item"),
+    Endpoint("DELETE", "items/{item_id}", items.delete, "Delete an item"),
+    Endpoint("GET", "state", items.state, "What the session's prompt holds"),
+    Endpoint("GET", "state/export", items.state_export, "The session as one JSON text"),
+    Endpoint("GET", "context", items.context, "The items that belong into a prompt"),
+    Endpoint("POST", "hygiene", items.hygiene, "Compress and archive what time has passed by"),
+    Endpoint("POST", "tokens/track", items.track, "Count tokens that a program had from a provider"),
+    Endpoint("POST", "tasks/create", work.create_task, "Make a task"),
+    Endpoint("POST", "tasks/update", work.update_task, "Change a task"),
+    Endpoint("GET", "tasks", work.tasks, "The session's tasks, by priority, newest first"),
+    Endpoint("POST", "tasks/{task_id}/assign", work.assign, "Give a task to an agent"),
+    Endpoint("POST", "agents/create", work.create_agent, "Make an agent known"),
+    Endpoint("GET", "agents", work.agents, "The session's active agents"),
+    Endpoint("POST", "quarantine", work.isolate, "Hold content where nothing tells it"),
+    Endpoint("GET", "quarantine", work.isolated, "What is held or proposed, without its content"),
+    Endpoint("GET", "quarantine/{thread_id}", work.read_isolated, "What is held, by its thread; audited"),
+    Endpoint("POST", "quarantine/{thread_id}/release", work.release, "Give content back; a person's key is needed"),
+    Endpoint("POST", "hil/request", work.ask, "Ask a person"),
+    Endpoint("POST", "hil/respond", work.answer, "Answer a question"),
+    Endpoint("GET", "hil/pending", work.pending, "Questions without an answer, by priority, oldest first"),
     Endpoint("GET", "turns/{turn}", records.turn, "Explain a turn", TurnRead),
     Endpoint("GET", "export", records.export, "Everything of the tenant", media="application/x-ndjson"),
 )
