@@ -6,9 +6,11 @@ writes down what they decided. No model is called here, but for the embedding of
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from hashlib import blake2b
 from operator import is_
 from typing import Protocol
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -42,7 +44,8 @@ from memory.reinject import Search, reinject, spoken
 from memory.settings import Settings
 from memory.store.chunks import are_embedded, similarities
 from memory.store.pool import WAIT_SECONDS, Pool
-from memory.store.turns import FoldRow, LineState, attempt_id, find_line, load_path, pack
+from memory.store.turns import FoldRow, LineState, attempt_id, find_line, load_path, pack, storable
+from memory.store.usage import Spent, save_usage
 from memory.tokens import REPLY_TOKENS, Counter
 from memory.types import Block, Budget, Frozen, Mode, Model
 
@@ -467,12 +470,34 @@ class MemoryManager:
 
     async def record(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> Kept:
         """Write the end of a turn; returns when it is safe, or counted as unrecorded."""
-        prices = prepared.model.prices
-        if prices and ended.usage:  # dollars, and what the same turn would have cost directly
-            cost = usage_cost(ended.usage, prices)
-            bill = {"cost_usd": round(cost, 9), "direct_usd": round(cost + (prepared.saved_usd or 0.0), 9)}
-            ended = replace(ended, record={**ended.record, **bill})
+        ended = replace(ended, record={**ended.record, **bill(prepared, ended)})
         return await self._recorder.close(prepared.to_record(), opening, ended)
+
+    async def spend(self, prepared: Prepared, ended: Ended, now: datetime) -> None:
+        """Write down what a turn took, for the sums: after it is safe, and lost with a database that is away."""
+        if ended.usage is None:
+            return
+        usage, billed = ended.usage, bill(prepared, ended)
+        session = storable(prepared.caller.label) or self.session(prepared)
+        spent = Spent(
+            attempt=UUID(bytes=prepared.attempt), at=now, session=session, model=storable(prepared.asked.model) or "",
+            input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens,
+            cost_usd=billed.get("cost_usd"), direct_usd=billed.get("direct_usd"),
+        )  # fmt: skip
+        try:
+            async with self._pool.tenant(prepared.caller.tenant) as connection:
+                await save_usage(connection, prepared.caller.tenant, spent)
+        except StoreError as error:
+            log.info("usage not written", reason=str(error))
+
+
+def bill(prepared: Prepared, ended: Ended) -> dict[str, float]:
+    """Dollars, and what the same turn would have cost directly; nothing where prices or usage are not known."""
+    prices = prepared.model.prices
+    if not prices or not ended.usage:
+        return {}
+    cost = usage_cost(ended.usage, prices)
+    return {"cost_usd": round(cost, 9), "direct_usd": round(cost + (prepared.saved_usd or 0.0), 9)}
 
 
 def writer(dialect: Dialect) -> Writer:

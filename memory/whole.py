@@ -10,6 +10,7 @@ from memory.humans import Humans
 from memory.items import Items, Summarize
 from memory.models import ModelTable
 from memory.nouns import Clock, utc_now
+from memory.portable import Portable
 from memory.quarantine import Quarantine
 from memory.settings import Settings
 from memory.store.pool import Pool
@@ -27,6 +28,7 @@ class Memory:
     humans: Humans
     quarantine: Quarantine
     usage: UsageBook
+    portable: Portable
     signals: Signals
     clock: Clock
 
@@ -60,6 +62,7 @@ def memory(
         humans=Humans(pool, clock, signals, timedelta(hours=settings.work.human_expiry_hours)),
         quarantine=quarantine,
         usage=UsageBook(pool),
+        portable=Portable(pool, items, clock),
         signals=signals,
         clock=clock,
     )

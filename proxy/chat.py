@@ -11,6 +11,7 @@ import structlog
 from memory.manager import Caller, MemoryManager, Prepared
 from memory.messages import ChatRequest
 from memory.models import Overflow, overflow_in_error
+from memory.nouns import utc_now
 from memory.recorder import Ended, Kept, Opening, Recorder
 from memory.store.pool import Pool
 from memory.types import Mode
@@ -266,6 +267,7 @@ class Conversation:
     async def _close(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> None:
         recording = self._parts.memory.record(prepared, opening, ended)
         kept = await fail_open(self._parts, recording, Kept.UNRECORDED)
+        self._parts.later(self._parts.memory.spend(prepared, ended, utc_now()))
         self._parts.metrics.turns.labels(kept).inc()
 
     async def _record(

@@ -1,10 +1,12 @@
 """Our own pages: health, metrics, the explanation of a turn, the export, each for its tenant alone."""
 
+import asyncio
 import random
 import re
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from tests.conversations import assistant, prose, system, user
@@ -216,3 +218,21 @@ def test_summaries_and_blocks_are_in_the_export_with_their_hints(house):
     assert {"summary"} <= {line["kind"] for line in lines}
     assert hints
     assert all(hint in str(lines) for hint in hints)
+
+
+async def test_what_a_turn_took_is_written_down_once(proxy, owner):
+    """Beside the turn's record, after the client has its answer."""
+    headers = await asyncio.to_thread(turn, proxy, [user("what does this cost?")], "sk-usage", "gpt-4o")
+    async with asyncio.timeout(15):
+        while not (rows := await owner.fetch("select * from infold.usage")):
+            await asyncio.sleep(0.02)
+    (row,) = rows
+    (attempt,) = await owner.fetch("select id, record from infold.attempts")
+    record = orjson.loads(attempt["record"])
+    assert row["attempt"] == attempt["id"]
+    assert (row["model"], row["session"]) == ("gpt-4o", headers["x-infold-session"])
+    assert (row["input_tokens"], row["output_tokens"]) == (
+        record["usage"]["input_tokens"], record["usage"]["output_tokens"],
+    )  # fmt: skip
+    assert (row["cost_usd"], row["direct_usd"]) == (record["cost_usd"], record["direct_usd"])
+    assert row["cost_usd"] > 0
