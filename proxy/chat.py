@@ -51,6 +51,7 @@ class Parts:
     recorder: Recorder
     whole: Memory | None = None  # what programs do with the memory; None: the database has not been reached yet
     pepper: bytes | None = None  # None: the database has not been reached yet
+    listeners: set[object] = field(default_factory=set)  # open streams of events
     background: set[asyncio.Task[Any]] = field(default_factory=set)
     parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
 

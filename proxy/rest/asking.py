@@ -2,7 +2,7 @@
 
 import asyncio
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -15,7 +15,7 @@ from memory.identify import SESSION_NAME, fingerprint, is_nobodys, place
 from memory.nouns import Place, Principal
 from memory.whole import Memory
 from proxy.chat import Parts
-from proxy.errors import Unauthorized, error_body
+from proxy.errors import BodyTooLarge, Unauthorized, error_body
 from proxy.exchange import Exchange
 from proxy.rest.bodies import parse, parse_query
 from proxy.tenants import key_of, tenant_of
@@ -56,6 +56,22 @@ class Asking:
             raise InvalidRequest("content-encoding must be identity: send the body as it is", "content-encoding")
         raw = await self.exchange.body(self.parts.config.max_body_mib * 2**20)
         return await asyncio.to_thread(parse, raw, type) if len(raw) > LARGE_BYTES else parse(raw, type)
+
+    async def chunks(self, most_bytes: int) -> AsyncIterator[bytes]:
+        """The body in the pieces it comes in.
+
+        Raises:
+            BodyTooLarge: over `most_bytes`.
+        """
+        total = self.exchange.declared_body_bytes or 0
+        if total > most_bytes:
+            raise BodyTooLarge(most_bytes)
+        total = 0
+        async for chunk in self.exchange.stream():
+            total += len(chunk)
+            if total > most_bytes:
+                raise BodyTooLarge(most_bytes)
+            yield chunk
 
     def query(self, type: type[T]) -> T:
         return parse_query(parse_qsl(self.exchange.query.decode("latin-1"), keep_blank_values=True), type)

@@ -395,6 +395,49 @@ class TurnRead(Answer, frozen=True, kw_only=True):
     attempts: list[dict[str, Any]]
 
 
+class TurnQuery(Page, frozen=True, kw_only=True):
+    session: Annotated[str | None, Meta(description="Of this session alone.")] = None
+
+
+class UsageQuery(Asked, frozen=True, kw_only=True):
+    by: Annotated[str, Meta(extra_json_schema={"enum": ["day", "model", "session"]})] = "day"
+    since: Annotated[str | None, Meta(description="A date, or a time in ISO 8601.")] = msgspec.field(
+        default=None, name="from"
+    )
+    until: Annotated[str | None, Meta(description="Likewise; itself left out.")] = msgspec.field(
+        default=None, name="to"
+    )
+    session: str | None = None
+    limit: PageLimit = MOST_LIMIT
+
+
+class SessionsListed(Answer, frozen=True, kw_only=True):
+    sessions: list[nouns.Session]
+    next: str | None
+
+
+class SessionRead(Answer, frozen=True, kw_only=True):
+    session: nouns.Session
+
+
+class TurnsListed(Answer, frozen=True, kw_only=True):
+    turns: list[nouns.TurnEntry]
+    next: str | None
+
+
+class UsageTold(Answer, frozen=True, kw_only=True):
+    usage: list[nouns.UsageSum]
+    by: str
+
+
+class Imported(Answer, frozen=True, kw_only=True):
+    counts: Annotated[dict[str, dict[str, int]], Meta(description="By kind: imported, present, refused, ignored.")]
+
+
+class Erased(Answer, frozen=True, kw_only=True):
+    counts: Annotated[dict[str, int], Meta(description="Rows of each table.")]
+
+
 class ToolsListed(Answer, frozen=True, kw_only=True):
     tools: Annotated[list[dict[str, Any]], Meta(description="OpenAI function definitions.")]
 

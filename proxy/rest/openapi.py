@@ -40,6 +40,7 @@ class Operation(NamedTuple):
     body: type | None = None
     query: type | None = None
     media: str = "application/json"
+    brings: str = "application/json"  # media of the body
 
 
 def document(operations: Sequence[Operation]) -> Json:
@@ -90,6 +91,9 @@ def told(operation: Operation, schemas: Json) -> Json:
             "required": required,
             "content": {"application/json": {"schema": reference(operation.body)}},
         }
+    elif operation.brings != "application/json":
+        lines = {"type": "string", "description": "A JSON object a line, each with its kind."}
+        whole["requestBody"] = {"required": True, "content": {operation.brings: {"schema": lines}}}
     return whole
 
 

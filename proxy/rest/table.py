@@ -16,31 +16,43 @@ from starlette.types import Receive, Scope, Send
 from memory.errors import LLMMemoryError
 from proxy.errors import ClientGone, ProxyError
 from proxy.exchange import Exchange
-from proxy.rest import items, records, work
+from proxy.rest import events, items, records, tools, work
 from proxy.rest.asking import Asking, asking, refused, reply
-from proxy.rest.bodies import Answer, TurnRead
+from proxy.rest.bodies import Answer, ToolArguments, TurnRead
 from proxy.rest.openapi import Operation, document
 
 JSON = "application/json"
+LINES = "application/x-ndjson"
 
 Handler = Callable[..., Awaitable[Answer | Response]]
 
 
 class Endpoint:
     def __init__(
-        self, method: str, path: str, handler: Handler, summary: str, reply: type | None = None, media: str = JSON
+        self,
+        method: str,
+        path: str,
+        handler: Handler,
+        summary: str,
+        reply: type | None = None,
+        media: str = JSON,
+        brings: str = JSON,
+        takes: type | None = None,
     ) -> None:
         hints = get_type_hints(handler)
         given = reply or (None if hints["return"] is Response else hints["return"])
         self.handler = handler
-        self.operation = Operation(method, path, summary, given, hints.get("body"), hints.get("query"), media)
+        self.body: type | None = hints.get("body")
+        self.operation = Operation(
+            method, path, summary, given, takes or hints.get("body"), hints.get("query"), media, brings
+        )
 
     async def answer(self, asked: Asking) -> Response:
         given: dict[str, Any] = {}
         if self.operation.query is not None:
             given["query"] = asked.query(self.operation.query)
-        if self.operation.body is not None:
-            given["body"] = await asked.body(self.operation.body)
+        if self.body is not None:
+            given["body"] = await asked.body(self.body)
         told = await self.handler(asked, **given)
         return told if isinstance(told, Response) else reply(told)
 
@@ -70,8 +82,18 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "hil/request", work.ask, "Ask a person"),
     Endpoint("POST", "hil/respond", work.answer, "Answer a question"),
     Endpoint("GET", "hil/pending", work.pending, "Questions without an answer, by priority, oldest first"),
+    Endpoint("GET", "sessions", records.sessions, "The tenant's sessions, newest first"),
+    Endpoint("GET", "sessions/{session}", records.session, "One session"),
+    Endpoint("DELETE", "sessions/{session}", records.delete_session, "Delete what programs stored in a session"),
+    Endpoint("GET", "turns", records.turns, "Turns of conversations, newest first"),
     Endpoint("GET", "turns/{turn}", records.turn, "Explain a turn", TurnRead),
-    Endpoint("GET", "export", records.export, "Everything of the tenant", media="application/x-ndjson"),
+    Endpoint("GET", "export", records.export, "Everything of the tenant", media=LINES),
+    Endpoint("POST", "import", records.load, "Take in what an export gave; twice changes nothing", brings=LINES),
+    Endpoint("POST", "erase", records.erase, "Erase everything of the tenant"),
+    Endpoint("GET", "usage", records.usage, "Tokens, bill and what it would have been, in sums"),
+    Endpoint("GET", "tools", tools.listed, "Functions for a model"),
+    Endpoint("POST", "tools/{name}", tools.run, "Run one of them", takes=ToolArguments),
+    Endpoint("GET", "events", events.stream, "What happens, as server-sent events", media="text/event-stream"),
 )
 
 
