@@ -16,7 +16,9 @@ from proxy.rest.table import ENDPOINTS
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 LABELS = [
-    (e.operation.method, f"/memory-manager/{e.operation.path}") for e in ENDPOINTS if e.operation.path != "events"
+    (e.operation.method, f"/memory-manager/{e.operation.path}")
+    for e in ENDPOINTS
+    if e.operation.path not in ("events", "import")
 ]
 DRAWN = settings(
     max_examples=25,
