@@ -281,3 +281,22 @@ class Event(msgspec.Struct, frozen=True):
     session_id: str | None
     data: dict[str, Any]
     at: datetime
+
+
+class Session(msgspec.Struct, frozen=True):
+    """A line of work: what programs stored under its name, and conversations that name it."""
+
+    id: str
+    items: int
+    turns: int
+    created_at: datetime
+
+
+class TurnEntry(msgspec.Struct, frozen=True):
+    """A turn in a list; by its id it is explained."""
+
+    id: str
+    session: str
+    model: str
+    status: str
+    created_at: datetime

@@ -12,6 +12,7 @@ from memory.models import ModelTable
 from memory.nouns import Clock, utc_now
 from memory.portable import Portable
 from memory.quarantine import Quarantine
+from memory.sessions import Sessions
 from memory.settings import Settings
 from memory.store.pool import Pool
 from memory.store.signals import Signals
@@ -29,6 +30,7 @@ class Memory:
     quarantine: Quarantine
     usage: UsageBook
     portable: Portable
+    sessions: Sessions
     signals: Signals
     clock: Clock
 
@@ -63,6 +65,7 @@ def memory(
         quarantine=quarantine,
         usage=UsageBook(pool),
         portable=Portable(pool, items, clock),
+        sessions=Sessions(pool, clock),
         signals=signals,
         clock=clock,
     )

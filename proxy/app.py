@@ -18,12 +18,14 @@ from memory.embed import Embedder, embedder
 from memory.errors import SpoolError, StoreError
 from memory.manager import MemoryManager
 from memory.models import ModelTable
+from memory.nouns import Clock, utc_now
 from memory.recorder import Recorder
 from memory.spool import Spool
 from memory.store.migrate import migrate
 from memory.store.pool import AWAY, Pool
 from memory.store.secrets import load_pepper
 from memory.tokens import Counter
+from memory.whole import Memory, memory
 from proxy import logs, manage
 from proxy.chat import Parts, chat_completions, lent
 from proxy.config import Config, load
@@ -31,6 +33,7 @@ from proxy.exchange import Exchange
 from proxy.household import database, job_worker
 from proxy.metrics import Metrics
 from proxy.relay import relay
+from proxy.rest.table import routes
 from proxy.upstream import Upstream
 from proxy.windows import Windows
 from proxy.wire.openai import Parser
@@ -51,8 +54,7 @@ def admin() -> list[Route]:
         Route("/healthz", manage.alive),
         Route("/readyz", manage.ready),
         Route("/metrics", manage.metrics),
-        Route("/memory-manager/turns/{turn}", manage.turn),
-        Route("/memory-manager/export", manage.export),
+        *routes(),
         Route("/", manage.welcome),
     ]
 
@@ -60,11 +62,12 @@ def admin() -> list[Route]:
 class App:
     """The ASGI application: the data plane as plain callables, all else as Starlette routes beside it."""
 
-    def __init__(self, config: Config | None = None) -> None:
+    def __init__(self, config: Config | None = None, clock: Clock = utc_now) -> None:
         self._config = config
+        self._clock = clock
         self._parts: Parts | None = None
         self._admin: ASGIApp = Starlette(
-            routes=admin(), lifespan=self._lifespan, exception_handlers={404: manage.missing}
+            routes=admin(), lifespan=self._lifespan, exception_handlers={404: manage.missing, Exception: manage.broken}
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,14 +87,14 @@ class App:
         async with AsyncExitStack() as stack:
             dsn = await stack.enter_async_context(database(config))
             config = await stack.enter_async_context(job_worker(config, dsn))
-            self._parts = await build(config, dsn, stack)
+            self._parts = await build(config, dsn, stack, self._clock)
             admin.state.parts = self._parts
             yield
             if self._parts.background:
                 await asyncio.wait(set(self._parts.background), timeout=10)
 
 
-async def build(config: Config, dsn: str, stack: AsyncExitStack) -> Parts:
+async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = utc_now) -> Parts:
     """Wire the parts; what must end is pushed on the stack."""
     metrics = Metrics()
     pool = Pool(dsn)
@@ -104,12 +107,17 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack) -> Parts:
     stack.push_async_callback(upstream.close)
     client = await stack.enter_async_context(httpx.AsyncClient())
     embedding = embedder_for(config)
-    memory = MemoryManager(config.settings, pool, recorder, models, Counter(), embedding)
-    parts = Parts(config, memory, upstream, Windows(models, upstream, client), metrics, Parser(), pool, recorder)
+    counter = Counter()
+    manager = MemoryManager(config.settings, pool, recorder, models, counter, embedding)
+    programs = Pool(dsn, size=4)  # of their own: a timeout shuts the gate of a pool for all who use it
+    stack.push_async_callback(programs.close)
+    whole = memory(programs, dsn, counter, models, config.settings, clock, embedding)
+    stack.callback(asyncio.create_task(whole.signals.run()).cancel)
+    parts = Parts(config, manager, upstream, Windows(models, upstream, client), metrics, Parser(), pool, recorder)
     if config.pepper is not None:
         parts.pepper = config.pepper.get_secret_value().encode()
     reached = asyncio.Event()
-    stack.callback(asyncio.create_task(keep_database(parts, dsn, reached)).cancel)
+    stack.callback(asyncio.create_task(keep_database(parts, dsn, reached, programs, whole)).cancel)
     with suppress(TimeoutError):
         await asyncio.wait_for(reached.wait(), FIRST_CONNECTION_SECONDS)
     return parts
@@ -123,7 +131,7 @@ def embedder_for(config: Config) -> Embedder | None:
     return embedder(config.embedder, socket_path=socket_path, timeout_seconds=QUERY_EMBEDDING_SECONDS)
 
 
-async def keep_database(parts: Parts, dsn: str, reached: asyncio.Event) -> None:
+async def keep_database(parts: Parts, dsn: str, reached: asyncio.Event, programs: Pool, whole: Memory) -> None:
     """Reach the database, bring its schema up, read the pepper; until then requests are a wire.
 
     Afterwards the pool's own gate watches; when the database comes back, the spool is replayed.
@@ -133,6 +141,7 @@ async def keep_database(parts: Parts, dsn: str, reached: asyncio.Event) -> None:
         try:
             await migrate(dsn)
             await parts.pool.open()
+            await programs.open()
             if parts.pepper is None:
                 async with parts.pool.connection(5) as connection:
                     parts.pepper = await load_pepper(connection)
@@ -143,6 +152,7 @@ async def keep_database(parts: Parts, dsn: str, reached: asyncio.Event) -> None:
             told = True
             await asyncio.sleep(RETRY_SECONDS)
     log.info("database ready")
+    parts.whole = whole
     parts.metrics.database.set(1)
     parts.pool.on_change(lambda available: database_changed(parts, available))
     reached.set()

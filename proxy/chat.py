@@ -16,6 +16,7 @@ from memory.nouns import utc_now
 from memory.recorder import Ended, Kept, Opening, Recorder
 from memory.store.pool import Pool
 from memory.types import Mode
+from memory.whole import Memory
 from proxy.answer import Heard, answer_for, header
 from proxy.config import Config
 from proxy.errors import ClientGone, ProxyError, UpstreamCut
@@ -50,6 +51,8 @@ class Parts:
     pool: Pool
     recorder: Recorder
     pepper: bytes | None = field(default=None, repr=False)  # None: the database has not been reached yet
+    whole: Memory | None = None  # what programs do with the memory; None: the database has not been reached yet
+    listeners: set[object] = field(default_factory=set)  # open streams of events
     background: set[asyncio.Task[Any]] = field(default_factory=set)
     parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
 

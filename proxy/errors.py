@@ -5,6 +5,8 @@
       BodyTooLarge       413  the request body is over the limit
       HeadersTooLarge    431  the request's headers are over the limit
       BadFraming         400  the request's end cannot be told for certain
+      NoJson             400  the request's body is no JSON object
+      Unauthorized       401  whose memory is asked for is not certain
       UpstreamError
         Unreachable      502  no answer came: not connected, or hung up before the first byte
           Silent         504  connected, and then no byte for too long
@@ -62,6 +64,18 @@ class BadFraming(ProxyError):
     """The request says in two ways where its body ends."""
 
     status, type, code = 400, "invalid_request_error", "bad_framing"
+
+
+class NoJson(ProxyError):
+    """The request's body is no JSON object."""
+
+    status, type, code = 400, "invalid_request_error", "invalid_json"
+
+
+class Unauthorized(ProxyError):
+    """A key is needed."""
+
+    status, type, code = 401, "authentication_error", "invalid_api_key"
 
 
 class UpstreamError(ProxyError):

@@ -33,6 +33,9 @@ class Metrics:
             "infold_prepare_seconds", "Seconds spent before forwarding.", buckets=SECONDS, registry=r
         )
         self.record = Histogram("infold_record_seconds", "Seconds until a turn was safe.", buckets=SECONDS, registry=r)
+        self.rest = Counter(
+            "infold_rest_requests", "Requests to /memory-manager, by status class.", ["endpoint", "status"], registry=r
+        )
         self.database = Gauge("infold_database_available", "1 while the database answers.", registry=r)
         self.spooled = Gauge("infold_spooled_turns", "Turns that wait on disk for the database.", registry=r)
         self.jobs = Gauge("infold_jobs_pending", "Background jobs that wait or run.", registry=r)

@@ -18,6 +18,7 @@ from typing import Any
 import httpx
 import openai
 
+from memory.nouns import Clock, utc_now
 from memory.tokens import REPLY_TOKENS, Counter
 from proxy.app import App
 from proxy.chat import Parts
@@ -228,7 +229,7 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def proxying(upstream: str, dsn: str, folder: Path, **settings: Any) -> Iterator[Proxy]:
+def proxying(upstream: str, dsn: str, folder: Path, clock: Clock = utc_now, **settings: Any) -> Iterator[Proxy]:
     """The whole application under uvicorn, without the parent process and its job worker."""
     given: Mapping[str, Any] = {
         "upstream": f"{upstream}/v1",
@@ -239,6 +240,6 @@ def proxying(upstream: str, dsn: str, folder: Path, **settings: Any) -> Iterator
         "models": MODELS,
     }
     config = Config(**(given | settings))
-    app = App(config)
+    app = App(config, clock)
     with serve_asgi(app, lifespan="on") as url:
         yield Proxy(url, app, config)

@@ -9,6 +9,7 @@ import doctest
 import io
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from starlette.routing import Match
 from proxy.app import admin
 from proxy.cli import cli
 from proxy.metrics import Metrics
+from proxy.rest.table import ENDPOINTS
 
 TOP = Path(__file__).parent.parent
 PAGES = (
@@ -31,6 +33,7 @@ PAGES = (
     "docs/context.md",
     "docs/decisions.md",
     "docs/operations.md",
+    "docs/rest.md",
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"(<!-- metrics -->\n).*?(<!-- /metrics -->)", re.DOTALL)
@@ -77,6 +80,19 @@ def test_commands_in_the_docs_exist_with_these_options(words: list[str]) -> None
             assert (TOP / script).is_file()
         case [program, *_]:
             assert program in ELSEWHERE
+
+
+def test_the_curl_examples_are_answered(proxy: object, capfd: pytest.CaptureFixture[str]) -> None:
+    """As written, but for the address."""
+    for words in (words for page, words in shell_lines() if page == "docs/rest.md"):
+        here = [word.replace("http://127.0.0.1:8808", proxy.url) for word in words]  # type: ignore[attr-defined]
+        assert subprocess.run([*here, "-f"], check=True, capture_output=True, timeout=30).stdout
+
+
+def test_every_endpoint_is_in_the_docs() -> None:
+    text = (TOP / "docs" / "rest.md").read_text()
+    rows = [f"| `{e.operation.method} {e.operation.path}` | {e.operation.summary} |" for e in ENDPOINTS]
+    assert not [row for row in rows if row not in text]
 
 
 def test_the_readme_starts_with_four_commands() -> None:

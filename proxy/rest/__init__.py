@@ -1,0 +1,1 @@
+"""`/memory-manager/*`: the memory over HTTP, for one tenant at a time."""
