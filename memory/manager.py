@@ -45,13 +45,14 @@ from memory.recorder import Asked, Ended, Kept, Opening, Recorder
 from memory.reinject import Search, reinject, spoken
 from memory.seal import without_sealed
 from memory.settings import Settings
+from memory.spending import Spending
 from memory.store.chunks import are_embedded, similarities
 from memory.store.pool import WAIT_SECONDS, Pool
 from memory.store.quarantine import load_seals
 from memory.store.turns import FoldRow, LineState, attempt_id, find_line, load_path, pack, storable
-from memory.store.usage import Spent, save_usage
+from memory.store.usage import Spent
 from memory.tokens import REPLY_TOKENS, Counter
-from memory.types import Block, Budget, Frozen, Mode, Model
+from memory.types import Block, Budget, Frozen, Mode, Model, Usage
 
 log = structlog.get_logger()
 
@@ -168,6 +169,7 @@ class MemoryManager:
         self._counter = counter
         self._embedder = embedder
         self.models = models
+        self.spending = Spending(pool)
         self._frozen: Bounded[bytes, Frozen] = Bounded(FOLDS_BYTES, frozen_bytes)
         self._blocks: Bounded[bytes, Block] = Bounded(FOLDS_BYTES, lambda block: 500 + len(block.kept + block.filled))
         self._lines: Bounded[bytes, Seen] = Bounded(LINES_BYTES, lambda seen: seen.size)  # by their first node
@@ -327,6 +329,8 @@ class MemoryManager:
         if kind in ("quarantine", "erase", "again"):
             self._seals.clear()
             self.forget()
+        if kind in ("erase", "again"):
+            self._recorder.forget()
 
     async def _with_cut_history(self, wire: Prepared, counted: Counted, tip: bytes, dialect: Dialect) -> Counted:
         """The request on the line that its client cut: what was cut off can be searched and named again."""
@@ -524,22 +528,19 @@ class MemoryManager:
         ended = replace(ended, record={**ended.record, **bill(prepared, ended)})
         return await self._recorder.close(prepared.to_record(), opening, ended)
 
-    async def spend(self, prepared: Prepared, ended: Ended, now: datetime) -> None:
-        """Write down what a turn took, for the sums: after it is safe, and lost with a database that is away."""
-        if ended.usage is None:
+    def spend(self, prepared: Prepared, ended: Ended, now: datetime) -> None:
+        """Note what a turn took, and whether it rolled over."""
+        if ended.usage is None and not prepared.rolled:
             return
-        usage, billed = ended.usage, bill(prepared, ended)
+        usage, billed = ended.usage or Usage(), bill(prepared, ended)
         session = storable(prepared.caller.label) or self.session(prepared)
         spent = Spent(
             attempt=UUID(bytes=prepared.attempt), at=now, session=session, model=storable(prepared.asked.model) or "",
             input_tokens=usage.input_tokens, cached_tokens=usage.cached_tokens, output_tokens=usage.output_tokens,
             cost_usd=billed.get("cost_usd"), direct_usd=billed.get("direct_usd"),
         )  # fmt: skip
-        try:
-            async with self._pool.tenant(prepared.caller.tenant) as connection:
-                await save_usage(connection, prepared.caller.tenant, spent)
-        except StoreError as error:
-            log.info("usage not written", reason=str(error))
+        rolled = prepared.turn_id if prepared.rolled else None
+        self.spending.note(prepared.caller.tenant, spent, rolled)
 
 
 def bill(prepared: Prepared, ended: Ended) -> dict[str, float]:

@@ -322,7 +322,7 @@ class Portable:
         if await self._is_there(loading, "usage", line.id):
             return False
         async with self._pool.tenant(loading.tenant, WAIT_SECONDS) as connection:
-            await save_usage(connection, loading.tenant, spent)
+            await save_usage(connection, loading.tenant, [spent])
         return True
 
     async def _message(self, loading: Loading, line: MessageLine) -> bool | None:

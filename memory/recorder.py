@@ -168,13 +168,21 @@ class Recorder:
             rows = () if opened else await self._unknown_rows(asked)
             try:
                 session = await self._write(self._turn(asked, (*rows, *answers), ended))
-            except StoreRefused:
+            except StoreRefused:  # of what we think is stored something is gone
+                self.forget()
+                not_durable = self._new_rows(asked, 0)
                 session = await self._write(self._turn(asked, (*not_durable, *answers), ended))
         except StoreError:
             return await self._spool_turn(self._turn(asked, (*not_durable, *answers), ended))
         self._mark((*not_durable, *answers), session)
         self._follow(asked.line)
         return Kept.COMMITTED
+
+    def forget(self) -> None:
+        """Take nothing for stored any more: a tenant was erased, or this process has not heard all there was."""
+        self._stored.clear()
+        self._sessions.clear()
+        self._followers.clear()
 
     def spooled(self) -> int:
         """Turns that wait on disk for the database."""

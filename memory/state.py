@@ -211,7 +211,7 @@ class States:
                 attempt=new_id(), at=now, session=place.name, model=model, input_tokens=sent, output_tokens=got,
                 cost_usd=cost, direct_usd=cost,
             )  # fmt: skip
-            await save_usage(connection, place.tenant, spent)
+            await save_usage(connection, place.tenant, [spent])
 
     async def hygiene(self, place: Place, dry_run: bool = False) -> HygieneReport:
         """Compress, archive and delete what time has passed by; a dry run only tells."""

@@ -19,7 +19,7 @@ class UsageBook:
     async def record(self, tenant: bytes, spent: Spent) -> None:
         """Write down one call; again changes nothing."""
         async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
-            await save_usage(connection, tenant, spent)
+            await save_usage(connection, tenant, [spent])
 
     async def sums(
         self,

@@ -6,6 +6,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 
 import asyncpg
 import httpx
@@ -14,8 +15,10 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from memory.digest.fit import CountTokens
 from memory.embed import Embedder, embedder
 from memory.errors import SpoolError, StoreError
+from memory.items import Summarize
 from memory.manager import MemoryManager
 from memory.models import ModelTable
 from memory.nouns import Clock, utc_now
@@ -24,6 +27,7 @@ from memory.spool import Spool
 from memory.store.migrate import migrate
 from memory.store.pool import AWAY, Pool
 from memory.store.secrets import load_pepper
+from memory.summarize import upstream as summarized_by
 from memory.tokens import Counter
 from memory.whole import Memory, memory
 from proxy import logs, manage
@@ -92,6 +96,7 @@ class App:
             yield
             if self._parts.background:
                 await asyncio.wait(set(self._parts.background), timeout=10)
+            await self._parts.memory.spending.write()
 
 
 async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = utc_now) -> Parts:
@@ -111,7 +116,9 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     manager = MemoryManager(config.settings, pool, recorder, models, counter, embedding)
     programs = Pool(dsn, size=4)  # of their own: a timeout shuts the gate of a pool for all who use it
     stack.push_async_callback(programs.close)
-    whole = memory(programs, dsn, counter, models, config.settings, clock, embedding)
+    shorter = summarizer_for(config, models, counter)
+    whole = memory(programs, dsn, counter, models, config.settings, clock, embedding, shorter)
+    stack.callback(whole.signals.listen(manager.heard))
     stack.callback(asyncio.create_task(whole.signals.run()).cancel)
     parts = Parts(config, manager, upstream, Windows(models, upstream, client), metrics, Parser(), pool, recorder)
     if config.pepper is not None:
@@ -129,6 +136,17 @@ def embedder_for(config: Config) -> Embedder | None:
         return None
     socket_path = str(config.embed_socket) if config.embed_socket else None
     return embedder(config.embedder, socket_path=socket_path, timeout_seconds=QUERY_EMBEDDING_SECONDS)
+
+
+def summarizer_for(config: Config, models: ModelTable, counter: Counter) -> Summarize | None:
+    """The provider's small model, where it is set and there is a key of the operator's."""
+    if config.summarizer != "upstream" or config.openai_api_key is None:
+        return None
+
+    def counting(model: str) -> CountTokens:
+        return partial(counter.text, encoding=models.find(model).encoding)
+
+    return summarized_by(config.upstream, config.openai_api_key.get_secret_value(), counting)
 
 
 async def keep_database(parts: Parts, dsn: str, reached: asyncio.Event, programs: Pool, whole: Memory) -> None:
@@ -158,6 +176,7 @@ async def keep_database(parts: Parts, dsn: str, reached: asyncio.Event, programs
     reached.set()
     while True:  # whatever the reason a turn was spooled for, it does not wait for the next outage
         await replay(parts)
+        await parts.memory.spending.write()
         await asyncio.sleep(DRAIN_SECONDS)
 
 

@@ -1,6 +1,6 @@
 """What calls of models took and cost: one narrow row a call."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Literal
 from uuid import UUID
@@ -34,13 +34,16 @@ class Spent(msgspec.Struct, frozen=True, kw_only=True):
     own_usd: float = 0.0  # our own calls
 
 
-async def save_usage(connection: asyncpg.Connection, tenant: bytes, spent: Spent) -> None:
-    """Again with the same attempt changes nothing."""
-    await connection.execute(
+async def save_usage(connection: asyncpg.Connection, tenant: bytes, calls: Sequence[Spent]) -> None:
+    """Again with the same attempts changes nothing."""
+    await connection.executemany(
         "insert into infold.usage (tenant, attempt, at, session, model, input_tokens, cached_tokens, output_tokens,"
         " cost_usd, direct_usd, own_usd) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) on conflict do nothing",
-        tenant, spent.attempt, spent.at, spent.session, spent.model, spent.input_tokens, spent.cached_tokens,
-        spent.output_tokens, spent.cost_usd, spent.direct_usd, spent.own_usd,
+        [
+            (tenant, spent.attempt, spent.at, spent.session, spent.model, spent.input_tokens, spent.cached_tokens,
+             spent.output_tokens, spent.cost_usd, spent.direct_usd, spent.own_usd)
+            for spent in calls
+        ],
     )  # fmt: skip
 
 
