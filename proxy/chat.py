@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 
 import structlog
 
-from memory.manager import Caller, MemoryManager, Prepared
+from memory.manager import MemoryManager
 from memory.messages import ChatRequest
 from memory.models import Overflow, overflow_in_error
 from memory.nouns import utc_now
+from memory.prepared import Caller, Prepared
 from memory.recorder import Ended, Kept, Opening, Recorder
 from memory.store.pool import Pool
 from memory.types import Mode

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from memory.budget import budget
 from memory.identify import fresh_from, newest_user
-from memory.manager import Caller, MemoryManager, Prepared
+from memory.manager import MemoryManager
 from memory.messages import ChatRequest, first_turn
 from memory.models import ModelOverride, ModelTable
+from memory.prepared import Caller, Prepared
 from memory.recorder import Ended, Recorder
 from memory.settings import Settings
 from memory.spool import Spool
