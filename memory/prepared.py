@@ -1,0 +1,110 @@
+"""A request on its way through the memory: who asks, what goes upstream, what its turn will need."""
+
+from collections.abc import Mapping, Sequence
+from operator import is_
+from typing import Protocol
+
+import msgspec
+
+from memory.identify import Line, text_id
+from memory.messages import ChatRequest, Message
+from memory.prices import usage_cost
+from memory.recorder import Asked, Ended
+from memory.store.turns import FoldRow
+from memory.types import Mode, Model
+
+
+class Dialect(Protocol):
+    """What the wire offers to write messages in the client's dialect."""
+
+    def message_json(self, role: str, content: str) -> bytes: ...
+    def with_content(self, raw: bytes, content: str) -> bytes: ...
+    def render(self, request: ChatRequest, messages: Sequence[bytes]) -> bytes: ...
+    def message_of(self, raw: bytes) -> Message: ...
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks, and through which upstream."""
+
+    tenant: bytes  # 16 bytes
+    label: str | None = None  # X-Session-Id
+    upstream: str = ""
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """The request to forward, and all that the turn's record needs."""
+
+    caller: Caller
+    asked: ChatRequest
+    line: Line
+    body: bytes
+    mode: Mode
+    attempt: bytes
+    model: Model
+    asked_tokens: int | None = None
+    forwarded_tokens: int | None = None
+    block_tokens: int = 0
+    rolled: str | None = None  # why it rolled over
+    saved_usd: float | None = None
+    record: Mapping[str, object] | None = None  # the explanation
+    folds: tuple[FoldRow, ...] = ()
+    embed: bool = False
+    reason: str | None = None  # why degraded
+
+    tokens: tuple[int, ...] = ()  # of the line's messages, where they were counted
+
+    @property
+    def turn_id(self) -> str:
+        return text_id(self.line.tip)
+
+    @property
+    def is_untouched(self) -> bool:
+        """Do the client's own bytes go upstream?"""
+        return self.body is self.asked.body
+
+    def to_record(self) -> Asked:
+        return Asked(
+            tenant=self.caller.tenant,
+            label=self.caller.label,
+            model=self.asked.model,
+            request=self.asked,
+            line=self.line,
+            tokens=self.tokens,
+            attempt=self.attempt,
+            record={
+                "mode": self.mode,
+                "asked_tokens": self.asked_tokens,
+                "forwarded_tokens": self.forwarded_tokens,
+                "reason": self.reason,
+                **(self.record or {}),
+            },
+            folds=self.folds,
+            jobs=("embed",) if self.embed else (),
+        )
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """The newest request of a conversation: the next one sends it again."""
+
+    line: Line
+    tokens: tuple[int, ...]
+    encoding: str
+    body_bytes: int
+
+    def known(self, path: Line, encoding: str) -> tuple[int, ...]:
+        """The tokens of the messages that both begin with; equal ones need not count alike, so the same ones."""
+        same = encoding == self.encoding and len(self.line) <= len(path)
+        return self.tokens if same and all(map(is_, self.line.messages, path.messages)) else ()
+
+    @property
+    def size(self) -> int:
+        return 500 + self.body_bytes + 200 * len(self.line)
+
+
+def bill(prepared: Prepared, ended: Ended) -> dict[str, float]:
+    """Dollars, and what the same turn would have cost directly; nothing where prices or usage are not known."""
+    prices = prepared.model.prices
+    if not prices or not ended.usage:
+        return {}
+    cost = usage_cost(ended.usage, prices)
+    return {"cost_usd": round(cost, 9), "direct_usd": round(cost + (prepared.saved_usd or 0.0), 9)}
