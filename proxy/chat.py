@@ -273,12 +273,14 @@ class Conversation:
 
     async def _close(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> None:
         kept = await fail_open(self._parts, self._keep(prepared, opening, ended), Kept.UNRECORDED)
+        await fail_open(self._parts, self._spend(prepared, ended), None)
         self._parts.metrics.turns.labels(kept).inc()
 
     async def _keep(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> Kept:
-        kept = await self._parts.memory.record(prepared, opening, ended)
+        return await self._parts.memory.record(prepared, opening, ended)
+
+    async def _spend(self, prepared: Prepared, ended: Ended) -> None:
         self._parts.memory.spend(prepared, ended, utc_now())
-        return kept
 
     async def _record(
         self, prepared: Prepared, opening: Opening | None, status: str, said: Callable[[], Heard], code: int | None
