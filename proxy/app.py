@@ -158,8 +158,8 @@ async def keep_database(parts: Parts, dsn: str, reached: asyncio.Event, programs
     while True:
         try:
             await migrate(dsn)
-            await parts.pool.open()
             await programs.open()
+            await parts.pool.open()
             if parts.pepper is None:
                 async with parts.pool.connection(5) as connection:
                     parts.pepper = await load_pepper(connection)

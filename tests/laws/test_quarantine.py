@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import time
 
 import pytest
 
@@ -110,6 +111,6 @@ async def test_another_process_learns_of_it_without_a_signal(proxy, provider, ow
     memory = proxy.parts.memory
     tenant = await tenant_of(owner)
     await quarantine.isolate(place(tenant, "home"), CANARY, "message", "odd")
-    memory._seals.put(tenant, (memory._seals.get(tenant)[0] - 60, memory._seals.get(tenant)[1]))  # a minute has passed
+    memory._seals.put(tenant, (time.monotonic() - 60, frozenset()))  # what it knew a minute ago, with no signal since
     await asyncio.to_thread(talk, proxy, [*messages, assistant("It is so."), user("And the canary's word?")])
     assert "xylophonist" not in str(provider.prompts[-1].messages)
