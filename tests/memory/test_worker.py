@@ -198,4 +198,4 @@ async def test_a_queue_outlives_the_loss_of_its_connections(items, pool, owner, 
             "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'infold jobs'"
         )
         await add(items)
-        await until(all_done_with(owner))
+        await until(all_done_with(owner), 75)  # PgQueuer looks by itself every 30 s, should it miss a call
