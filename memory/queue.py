@@ -12,12 +12,13 @@ from pgqueuer.db import AsyncpgPoolDriver
 from pgqueuer.errors import FailingListenerError
 from pgqueuer.models import Job, Schedule
 
-from memory.errors import StoreError
+from memory.errors import StoreError, StoreUnavailable
 from memory.store.pool import AWAY
 
 log = structlog.get_logger()
 
 RETRY_SECONDS = 1.0
+END_SECONDS = 5.0  # for jobs at work to end, when the queue is left
 TELL_SECONDS = 60.0  # between two lines about a database that stays away
 SETTINGS = {"role": "infold_app", "search_path": "infold,public", "application_name": "infold jobs"}
 
@@ -51,14 +52,48 @@ async def run_queue(dsn: str, handlers: Sequence[Handler], schedules: Sequence[S
 
 
 async def take_jobs(dsn: str, handlers: Sequence[Handler], schedules: Sequence[Scheduled] = ()) -> None:
-    async with asyncpg.create_pool(dsn, min_size=1, max_size=3, server_settings=SETTINGS) as queue:
-        jobs = PgQueuer(AsyncpgPoolDriver(queue))
-        for handler in handlers:
-            jobs.entrypoint(handler.name, concurrency_limit=handler.at_once)(on_job(handler))
-        for scheduled in schedules:
-            jobs.schedule(scheduled.name, scheduled.cron, clean_old=True)(on_time(scheduled))
-        most = max((handler.at_once for handler in handlers), default=1)
-        await jobs.run(batch_size=most, shutdown_on_listener_failure=True)
+    """Take jobs until cancelled, or until one of the connections is lost.
+
+    PgQueuer notices a lost listener only at its next look, and closing its pool then waits for a connection that
+    nobody gives back; so the loss is noticed here, and both have a bounded time to end.
+    """
+    lost = asyncio.Event()
+
+    async def watch(connection: asyncpg.Connection) -> None:
+        connection.add_termination_listener(lambda _: lost.set())
+
+    queue = await asyncpg.create_pool(
+        dsn, min_size=1, max_size=3, init=watch, max_inactive_connection_lifetime=0, server_settings=SETTINGS
+    )
+    running = asyncio.create_task(run_pgqueuer(queue, handlers, schedules))
+    losing = asyncio.create_task(lost.wait())
+    try:
+        await asyncio.wait((running, losing), return_when=asyncio.FIRST_COMPLETED)
+        if lost.is_set():
+            raise StoreUnavailable("a connection was lost")
+        running.result()
+    finally:
+        running.add_done_callback(look_away)
+        running.cancel()
+        losing.cancel()
+        await asyncio.wait((running, losing), timeout=END_SECONDS)
+        queue.terminate()
+
+
+async def run_pgqueuer(queue: asyncpg.Pool, handlers: Sequence[Handler], schedules: Sequence[Scheduled]) -> None:
+    jobs = PgQueuer(AsyncpgPoolDriver(queue))
+    for handler in handlers:
+        jobs.entrypoint(handler.name, concurrency_limit=handler.at_once)(on_job(handler))
+    for scheduled in schedules:
+        jobs.schedule(scheduled.name, scheduled.cron, clean_old=True)(on_time(scheduled))
+    most = max((handler.at_once for handler in handlers), default=1)
+    await jobs.run(batch_size=most, shutdown_on_listener_failure=True)
+
+
+def look_away(task: asyncio.Task[None]) -> None:
+    """What a queue says that was told to end is no news."""
+    if not task.cancelled():
+        task.exception()
 
 
 def on_job(handler: Handler) -> Callable[[Job], Awaitable[None]]:
