@@ -61,6 +61,8 @@ def refused_in(url: str, seconds: float) -> bool:
             httpx.get(f"{url}/healthz", timeout=1)
         except httpx.ConnectError:
             return True
+        except httpx.TransportError:  # it stood in the queue of the listener as that was closed
+            pass
         time.sleep(0.05)
     return False
 
