@@ -267,9 +267,11 @@ class Conversation:
         return said()
 
     async def _close(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> None:
-        recording = self._parts.memory.record(prepared, opening, ended)
-        kept = await fail_open(self._parts, recording, Kept.UNRECORDED)
+        kept = await fail_open(self._parts, self._keep(prepared, opening, ended), Kept.UNRECORDED)
         self._parts.metrics.turns.labels(kept).inc()
+
+    async def _keep(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> Kept:
+        return await self._parts.memory.record(prepared, opening, ended)
 
     async def _record(
         self, prepared: Prepared, opening: Opening | None, status: str, said: Callable[[], Heard], code: int | None
