@@ -11,9 +11,9 @@ import structlog
 
 from memory.manager import Caller, MemoryManager, Prepared
 from memory.messages import ChatRequest
-from memory.models import Overflow, overflow_in_error
 from memory.recorder import Ended, Kept, Opening, Recorder
 from memory.store.pool import Pool
+from memory.told import Overflow, overflow_in_error
 from memory.types import Mode
 from proxy.answer import Heard, answer_for, header
 from proxy.config import Config

@@ -7,7 +7,6 @@ stand in `proxy.yaml` at the top of the repository.
 import difflib
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,7 +22,7 @@ from pydantic_settings import (
 )
 
 from memory.models import ModelOverride
-from memory.settings import Compression, Recall, Settings
+from memory.settings import EMBEDDERS, Compression, Recall, Settings, names_embedder
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 OPENAI_URL = "https://api.openai.com/v1"
@@ -106,8 +105,8 @@ class Config(BaseSettings):
     @field_validator("embedder")
     @classmethod
     def is_embedder(cls, value: str) -> str:
-        if value not in ("builtin", "none") and not re.fullmatch(r"https?://[^#]+#.+", value):
-            raise ValueError("must be builtin, none, or <url>#<model> such as http://tei:8080/v1#all-MiniLM-L6-v2")
+        if not names_embedder(value):
+            raise ValueError(f"must be {EMBEDDERS}")
         return value
 
     @field_validator("data_dir")

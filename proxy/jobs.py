@@ -52,13 +52,12 @@ async def run(config: Config) -> None:
 
 async def work(dsn: str, model: Embedder) -> None:
     """Take jobs as they come; when the database goes, begin again when it is back."""
-    told = 0.0
+    told = -TELL_SECONDS
     while True:
-        began = time.monotonic()
         try:
             await take_jobs(dsn, model)
         except (StoreError, *AWAY) as error:
-            if not told or began - told > TELL_SECONDS:
+            if time.monotonic() - told >= TELL_SECONDS:
                 told = time.monotonic()
                 log.info("jobs wait for the database", reason=f"{type(error).__name__}: {error}")
         await asyncio.sleep(RETRY_SECONDS)
