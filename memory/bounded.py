@@ -26,7 +26,7 @@ class Bounded(Generic[K, V]):
                 self._entries.move_to_end(key)
             return value
 
-    def items(self, keys: Iterable[K]) -> list[tuple[K, V]]:
+    def among(self, keys: Iterable[K]) -> list[tuple[K, V]]:
         """Those of the keys that are here, with their values, in the order asked."""
         present = [key for key in keys if key in self._entries]
         return [(key, value) for key in present if (value := self.get(key)) is not None]

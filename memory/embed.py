@@ -29,6 +29,7 @@ import orjson
 from numpy.typing import NDArray
 
 from memory.errors import InvalidRequest, ModelError
+from memory.settings import EMBEDDERS, names_embedder
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -86,9 +87,9 @@ def embedder(
     if spec == "builtin":
         url, model = "http://embedder", OnnxEmbedder.name
         return HttpEmbedder(url, model, socket_path=socket_path, timeout_seconds=timeout_seconds)
+    if not names_embedder(spec):
+        raise InvalidRequest(f"embedder must be {EMBEDDERS}, got {spec!r}", "embedder")
     url, _, model = spec.partition("#")
-    if not url.startswith(("http://", "https://")) or not model:
-        raise InvalidRequest(f"embedder must be builtin, none or <url>#<model>, got {spec!r}", "embedder")
     return HttpEmbedder(url, model, api_key=api_key, timeout_seconds=timeout_seconds)
 
 

@@ -1,6 +1,6 @@
 """Why a prompt looks as it does: the numbers behind a turn, ready to be written as JSON.
 
-Values stay as they are; msgspec writes our values, and only when the turn is recorded.
+Values stay as they are; msgspec writes them, and only when the turn is recorded.
 """
 
 from collections.abc import Mapping, Sequence

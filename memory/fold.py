@@ -208,8 +208,10 @@ def written_anew(standing: Standing, stood: Block | None, block: Block) -> int:
     Args:
         stood: how the block stood in the prompt before; None: it is new.
     """
-    if stood is None or block is stood:
-        return block.tokens if stood is None else 0
+    if block is stood:
+        return 0
+    if stood is None:
+        return block.tokens
     line = standing.counted.line
     return block.tokens + sum(standing.counted.tokens[block.position : line.fresh])
 

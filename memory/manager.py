@@ -125,7 +125,7 @@ class MemoryManager:
         """
         if counted.total <= STAY_FROM * budget.trigger:
             return False
-        held = self._frozen.items(reversed(counted.line.nodes))
+        held = self._frozen.among(reversed(counted.line.nodes))
         return usable(counted.line, [frozen for _, frozen in held]) is not None
 
     def learn(self, prepared: Prepared, window: int | None, counted: int | None) -> None:
@@ -381,8 +381,8 @@ class MemoryManager:
         Where this process has stored the line's newest answer and holds its frozen prompt, it knows as much; where
         it holds but the prompt, it asks what hangs on the line from there on.
         """
-        held = tuple(self._frozen.items(reversed(path.nodes)))
-        blocks = tuple(block for _, block in self._blocks.items(path.nodes)) if held else ()
+        held = tuple(self._frozen.among(reversed(path.nodes)))
+        blocks = tuple(block for _, block in self._blocks.among(path.nodes)) if held else ()
         age = self._recorder.age(path)
         before = usable(path, [frozen for _, frozen in held])
         if age is not None and before:

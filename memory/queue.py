@@ -39,13 +39,12 @@ class Scheduled(NamedTuple):
 
 async def run_queue(dsn: str, handlers: Sequence[Handler], schedules: Sequence[Scheduled] = ()) -> None:
     """Take jobs as they come, until cancelled; when the database goes, begin again when it is back."""
-    told = 0.0
+    told = -TELL_SECONDS
     while True:
-        began = time.monotonic()
         try:
             await take_jobs(dsn, handlers, schedules)
         except (StoreError, FailingListenerError, *AWAY) as error:
-            if not told or began - told > TELL_SECONDS:
+            if time.monotonic() - told >= TELL_SECONDS:
                 told = time.monotonic()
                 log.info("jobs wait for the database", reason=f"{type(error).__name__}: {error}")
         await asyncio.sleep(RETRY_SECONDS)

@@ -122,8 +122,7 @@ def cost(quotes: Sequence[Quote]) -> int:
 
 
 def relevant(search: Search, positions: Sequence[int], room: int, least_share: float) -> tuple[Quote, ...]:
-    candidates = [passage(search, i) for i in positions]
-    ranking = rank.rank(wanted(search), candidates, search.similar)
+    candidates, ranking = ranked(search, positions)
     chosen = rank.select(ranking, candidates, room, floor_of(search), search.count, FRAME, least_share)
     scores = {candidate.position: candidate.score for candidate in ranking}
     return tuple(Quote(c.position, c.tokens, scores.get(c.position, 0.0), "relevant", c.start, c.stop) for c in chosen)
@@ -136,8 +135,13 @@ def floor_of(search: Search) -> float:
 
 def is_sure(search: Search, positions: Sequence[int]) -> bool:
     """Does anything pass the floor that holds for chats?"""
-    ranking = rank.rank(wanted(search), [passage(search, i) for i in positions], search.similar)
+    _, ranking = ranked(search, positions)
     return any(found.score > search.floor for found in ranking)
+
+
+def ranked(search: Search, positions: Sequence[int]) -> tuple[list[rank.Passage], rank.Ranking]:
+    candidates = [passage(search, i) for i in positions]
+    return candidates, rank.rank(wanted(search), candidates, search.similar)
 
 
 def recent(search: Search, positions: Sequence[int], room: int) -> tuple[Quote, ...]:

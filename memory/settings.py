@@ -1,7 +1,15 @@
 """What an operator may turn, with units, ranges and defaults; `proxy.yaml` explains each."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
+
+EMBEDDERS = "builtin, none, or <url>#<model> such as http://tei:8080/v1#all-MiniLM-L6-v2"
+
+
+def names_embedder(setting: str) -> bool:
+    """Is it one of EMBEDDERS?"""
+    return setting in ("builtin", "none") or re.fullmatch(r"https?://[^#]+#.+", setting) is not None
 
 
 @dataclass(frozen=True, slots=True)

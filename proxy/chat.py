@@ -11,11 +11,11 @@ import structlog
 
 from memory.manager import MemoryManager
 from memory.messages import ChatRequest
-from memory.models import Overflow, overflow_in_error
 from memory.nouns import utc_now
 from memory.prepared import Caller, Prepared
 from memory.recorder import Ended, Kept, Opening, Recorder
 from memory.store.pool import Pool
+from memory.told import Overflow, overflow_in_error
 from memory.types import Mode
 from memory.whole import Memory
 from proxy.answer import Heard, answer_for, header

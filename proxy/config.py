@@ -26,7 +26,7 @@ from pydantic_settings import (
 from memory.environment import ENV_FILE, as_settings, variables
 from memory.errors import InvalidRequest
 from memory.models import ModelOverride
-from memory.settings import Compression, Hygiene, Recall, Settings, Summaries, Work
+from memory.settings import EMBEDDERS, Compression, Hygiene, Recall, Settings, Summaries, Work, names_embedder
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 OPENAI_URL = "https://api.openai.com/v1"
@@ -155,8 +155,8 @@ class Config(BaseSettings):
     @field_validator("embedder")
     @classmethod
     def is_embedder(cls, value: str) -> str:
-        if value not in ("builtin", "none") and not re.fullmatch(r"https?://[^#]+#.+", value):
-            raise ValueError("must be builtin, none, or <url>#<model> such as http://tei:8080/v1#all-MiniLM-L6-v2")
+        if not names_embedder(value):
+            raise ValueError(f"must be {EMBEDDERS}")
         return value
 
     @field_validator("data_dir")

@@ -68,14 +68,13 @@ async def work(config: Config, dsn: str, model: Embedder | None, clock: Clock = 
 
 async def reach(dsn: str, pool: Pool) -> None:
     """Wait for the database; whichever process comes first migrates it."""
-    told = 0.0
+    told = -TELL_SECONDS
     while True:
-        began = time.monotonic()
         try:
             await migrate(dsn)
             return await pool.open()
         except (StoreError, *AWAY) as error:
-            if not told or began - told > TELL_SECONDS:
+            if time.monotonic() - told >= TELL_SECONDS:
                 told = time.monotonic()
                 log.info("jobs wait for the database", reason=f"{type(error).__name__}: {error}")
         await asyncio.sleep(RETRY_SECONDS)

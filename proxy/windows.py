@@ -3,7 +3,8 @@
 import httpx
 import structlog
 
-from memory.models import ModelTable, windows_in_models_reply
+from memory.models import ModelTable
+from memory.told import windows_in_models_reply
 from proxy.exchange import Headers
 from proxy.upstream import Upstream
 

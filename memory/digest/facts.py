@@ -63,7 +63,7 @@ class Sense:
 
 
 def plain(text: str) -> str:
-    return re.sub(r"(?<=\d),(?=\d)", "", text).casefold()
+    return " ".join(re.sub(r"(?<=\d),(?=\d)", "", text).casefold().split())  # a sentence may go over two lines
 
 
 def telling_sentences(text: str) -> Iterator[str]:

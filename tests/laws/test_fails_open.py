@@ -228,6 +228,15 @@ async def test_a_bug_in_recording_does_not_cut_the_answer(proxy, provider, name,
     assert proxy.metric("infold_turns_total", kept=kept) == 1
 
 
+async def test_an_answer_that_cannot_be_read_goes_out_whole(proxy, upstream):
+    body = b'{"choices":[{"index":0,"message":{"role":"assistant","content":"hi"},"finish_reason":"caf\xe9"}]}'
+    upstream.script = answer(body)
+    got = await ask(proxy.url, "POST", CHAT, [KEY], body_of(SHORT))
+
+    assert (got.status, got.complete, got.body) == (200, True, body)
+    assert proxy.metric("infold_turns_total", kept="committed") == 1
+
+
 @pytest.mark.parametrize("part", ["_counter", "models"])
 async def test_a_bug_in_counting_forwards_the_clients_bytes(proxy, upstream, part):
     memory = proxy.parts.memory

@@ -1,30 +1,23 @@
 """The managed endpoint from the socket in to the socket out: what a client sees, and what the provider does."""
 
 import asyncio
-import contextlib
 import gzip
 import json
 import random
 import re
-import signal
-import socket
-import subprocess
-import sys
 import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from proxy.config import Config, child_environment
 from tests.conversations import assistant, body_of, calling, prose, result, system, user
 from tests.faults import until
-from tests.proxied import MODEL, MODELS, Prompt, Provider, Proxy, plain, proxying, streamed
+from tests.proxied import MODEL, Prompt, Provider, Proxy, plain, proxying, streamed
 from tests.scripted import Got, ScriptedUpstream, answer, ask, connected, sse
 
 Json = dict[str, Any]
@@ -413,44 +406,6 @@ async def test_elsewhere_nobody_borrows(dsn, upstream, tmp_path):
     with proxying(upstream.url, dsn, tmp_path, openai_api_key="sk-operators", host="0.0.0.0") as proxy:
         await ask(proxy.url, "POST", CHAT, [], body_of([user("hi")]))
     assert authorization(upstream) == []
-
-
-# What is written to the log
-
-
-@contextlib.contextmanager
-def web_process(upstream: str, dsn: str, folder: Path, log: Path, level: str) -> Iterator[str]:
-    """A web worker as `infold serve` starts it; its log lines go to a file."""
-    config = Config(upstream=f"{upstream}/v1", data_dir=folder, log_level=level, models=MODELS)
-    with socket.create_server(("127.0.0.1", 0)) as listener, log.open("wb") as lines:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "proxy.cli", "web", "--fd", str(listener.fileno())],
-            env=child_environment(config, dsn, folder / "embed.sock"),
-            pass_fds=[listener.fileno()],
-            stderr=lines,
-        )
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(20)
-
-
-async def test_a_request_is_one_line_without_words_or_keys(dsn, upstream, tmp_path):
-    log = tmp_path / "log"
-    key = (b"Authorization", b"Bearer sk-s3cret-key")
-    with web_process(upstream.url, dsn, tmp_path, log, "debug") as url:
-        for messages in ([user("my s3cret words")], [*history(), user("more s3cret words")]):
-            got = await ask(url, "POST", CHAT, [key], body_of(messages, max_tokens=256))
-            assert got.status == 200
-        await ask(url, "POST", CHAT, [key, key], b"{broken s3cret")
-        await ask(url, "GET", b"/v1/models?key=s3cret", [key])
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    turns = [line for line in lines if line["event"] == "turn"]
-
-    assert [turn["mode"] for turn in turns] == ["wire", "folded", "wire"]
-    assert {"turn", "model", "mode", "status", "asked_tokens", "forwarded_tokens", "timestamp"} <= set(turns[0])
-    assert "s3cret" not in log.read_text()
 
 
 # Odds and ends

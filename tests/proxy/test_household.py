@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from proxy.cli import banner
+from proxy.config import Config
 from tests.conversations import body_of, user
 from tests.scripted import ScriptedUpstream, sse
 
@@ -91,6 +93,12 @@ def test_a_port_that_is_taken_is_told_in_a_line(dsn, tmp_path):
 
     assert second.returncode == 1
     assert second.stderr == f"infold: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+
+
+@pytest.mark.parametrize(("listens", "told"), [("0.0.0.0", "127.0.0.1"), ("[::]", "[::1]"), ("10.1.2.3", "10.1.2.3")])
+def test_the_banner_tells_an_address_that_one_can_connect_to(capsys, listens, told):
+    banner(Config(host=listens.strip("[]")), f"http://{listens}:8808")
+    assert f'OpenAI(base_url="http://{told}:8808/v1")' in capsys.readouterr().out
 
 
 def test_a_worker_that_dies_is_replaced(dsn, tmp_path):

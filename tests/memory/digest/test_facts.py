@@ -4,7 +4,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 
 from memory.digest.facts import facts, missing_facts
 from memory.digest.prose import is_telling, sentences
@@ -60,6 +60,7 @@ def test_facts_come_once_each(text):
 
 
 @given(texts)
+@example("the the the the the the the src/main/App.java . ```\n not")
 def test_a_text_lacks_none_of_its_own_facts(text):
     assert missing_facts(text, text) == ()
 

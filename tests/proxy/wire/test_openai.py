@@ -1,42 +1,23 @@
 """Promises about chat bodies: what is understood loses nothing, what is not is left alone."""
 
 import json
-import random
 import time
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory.types import Usage
 from proxy.wire.openai import (
     Parser,
-    completion_in,
     message_json,
     message_of,
     render,
     with_content,
 )
 from proxy.wire.slices import NotUnderstood
+from tests.bodies import USER, body_of, digest, parsed
 
 promise = settings(deadline=None, max_examples=60)
-
-USER = b'{"role":"user","content":"hi"}'
-
-
-def body_of(*messages: bytes, before: bytes = b'"model":"m",', after: bytes = b"") -> bytes:
-    return b"{" + before + b'"messages":[' + b",".join(messages) + b"]" + after + b"}"
-
-
-def parsed(body: bytes):
-    request = Parser().parse(body)
-    assert request is not None
-    return request
-
-
-def digest(**message: object) -> bytes:
-    return message_of(json.dumps(message).encode()).digest
-
 
 # What is understood
 
@@ -415,173 +396,3 @@ def test_our_own_messages_are_messages():
     raw = message_json("tool", 'a "quoted"\nline é', tool_call_id="c1")
     assert raw == '{"role":"tool","content":"a \\"quoted\\"\\nline é","tool_call_id":"c1"}'.encode()
     assert message_of(raw).call_id == "c1"
-
-
-# What is known from earlier requests
-
-
-def conversation(rng: random.Random, length: int) -> list[bytes]:
-    """Messages that resemble each other, some of them equal."""
-    words = ["yes", "no", "go on", "x" * 50, 'quote " and \\ and ]}', "é"]
-    roles = ["user", "assistant", "tool"]
-    return [
-        json.dumps({"role": rng.choice(roles), "content": rng.choice(words), "n": rng.randrange(3)}).encode()
-        for _ in range(length)
-    ]
-
-
-@pytest.mark.parametrize("cache_bytes", [48_000_000, 6_000, 2_000, 0])
-def test_a_parser_that_knows_messages_reads_what_a_new_one_reads(cache_bytes):
-    """Growing, forked, edited and mixed conversations, with a cache of every size."""
-    rng = random.Random(5)
-    parser = Parser(cache_bytes)
-    lines = [conversation(rng, 12) for _ in range(4)]
-    for _ in range(300):
-        line = rng.choice(lines)
-        if rng.random() < 0.2:
-            line[rng.randrange(len(line))] = conversation(rng, 1)[0]
-        spacing = rng.choice([b",", b", ", b" ,\n"])
-        body = (
-            b'{"model":"m","messages":['
-            + spacing.join(line[: rng.randrange(1, 13)])
-            + rng.choice([b"]}", b' ],"tools":[]}'])
-        )
-
-        assert [m.raw for m in parser.parse(body).messages] == [m.raw for m in Parser().parse(body).messages]
-
-
-@promise
-@given(data=st.data())
-def test_a_broken_copy_of_a_known_body_is_judged_as_if_it_were_new(data):
-    rng = random.Random(3)
-    body = body_of(*conversation(rng, 5), after=b',"tools":[{"x":"]"}]')
-    parser = Parser()
-    parser.parse(body)
-    at = data.draw(st.integers(0, len(body)))
-    until = data.draw(st.integers(at, min(len(body), at + data.draw(st.sampled_from([0, 1, 3, 60])))))
-    put = data.draw(
-        st.sampled_from([b"", b",", b'"', b"]", b"}", b"{", b"[", b"\\", b" ", b"0", b"\xff", USER, b"," + USER])
-    )
-    broken = body[:at] + put + body[until:]
-    warm, cold = parser.parse(broken), Parser().parse(broken)
-
-    assert warm == cold
-    if warm is not None:
-        assert [m.raw for m in warm.messages] == [m.raw for m in cold.messages]
-        assert [json.loads(m.raw) for m in warm.messages] == json.loads(broken)["messages"]
-        assert warm.span == cold.span
-
-
-@example(text=b'{"messages":[{"role":"user"}],"messages":0}')
-@promise
-@given(
-    text=st.lists(st.sampled_from([b'"messages":', b"[", b"]", b"{", b"}", USER, b",", b'"a":', b"1", b'"', b" "])).map(
-        b"".join
-    )
-)
-def test_what_is_understood_is_json(text):
-    for body in (text, b'{"messages":[' + USER + text, b"{" + text + b"}"):
-        request = Parser().parse(body)
-        if request is not None:
-            assert [json.loads(m.raw) for m in request.messages] == json.loads(body)["messages"]
-
-
-def test_memory_stays_within_its_bounds():
-    parser = Parser(cache_bytes=200_000)
-    for n in range(500):
-        parser.parse(body_of(json.dumps({"role": "user", "content": f"{n} " + "x" * 3000}).encode(), USER))
-    held = parser.remembered_bytes
-
-    assert 50_000 < held <= 200_000
-
-
-def test_a_resent_history_costs_less_than_reading_it():
-    rng = random.Random(1)
-    text = "".join(chr(rng.randrange(32, 126)) for _ in range(1500))
-    messages = [json.dumps({"role": "user", "content": f"{n} {text}"}).encode() for n in range(300)]
-    parser, body = Parser(), body_of(*messages)
-    parser.parse(body)
-
-    assert least_seconds(lambda: parser.parse(body)) < least_seconds(lambda: json.loads(body))
-
-
-def least_seconds(work) -> float:
-    times = []
-    for _ in range(10):
-        began = time.process_time()
-        work()
-        times.append(time.process_time() - began)
-    return min(times)
-
-
-# Plain answers
-
-
-def completion(*choices: dict[str, object], **more: object) -> bytes:
-    return json.dumps({"id": "c", "object": "chat.completion", "choices": choices, **more}).encode()
-
-
-def test_the_messages_of_a_plain_answer_keep_their_bytes():
-    raw = b'{ "role":"assistant", "content":"caf\\u00e9","refusal":null,"annotations":[] }'
-    body = b'{"choices":[{"index":0,"message":' + raw + b',"finish_reason":"stop"}],"usage":null}'
-    (message,) = completion_in(body).messages
-
-    assert message.raw == raw
-    assert message.digest == digest(role="assistant", content="café")
-
-
-def test_an_answer_with_half_a_surrogate_pair_keeps_its_bytes():
-    raw = b'{"role":"assistant","content":"\\ud83d"}'
-    (message,) = completion_in(b'{"choices":[{"message":null},{"message":' + raw + b"}]}").messages
-
-    assert (message.raw, message.text) == (raw, "\ufffd")
-
-
-def test_every_choice_has_its_message():
-    message, reason = {"role": "assistant", "content": "a"}, "length"
-    choices = [{"message": message, "finish_reason": reason}, {"message": {**message, "content": "b"}}]
-    said = completion_in(completion(*choices))
-
-    assert [message.text for message in said.messages] == ["a", "b"]
-    assert said.finish_reasons == ("length", None)
-
-
-def test_a_finish_reason_that_is_no_text_costs_nothing_else():
-    said = completion_in(b'{"choices":[{"message":{"role":"assistant","content":"a"},"finish_reason":"caf\xe9"}]}')
-    assert ([message.text for message in said.messages], said.finish_reasons) == (["a"], (None,))
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"no",
-        b"[]",
-        b"{}",
-        b'{"choices":null}',
-        b'{"choices":[{}]}',
-        b'{"choices":[{"message":null}]}',
-        b'{"error":{}}',
-    ],
-)
-def test_a_body_without_messages_has_none(body):
-    said = completion_in(body)
-    assert (said.messages, said.usage) == ((), None)
-
-
-@pytest.mark.parametrize(
-    ("usage", "expected"),
-    [
-        ({"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}, Usage(5, 0, 2)),
-        ({"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 3}}, Usage(5, 3, 2)),
-        ({"prompt_tokens": 5, "completion_tokens": 2, "prompt_tokens_details": None}, Usage(5, 0, 2)),
-        ({"prompt_tokens": 5, "completion_tokens": 2, "prompt_cache_hit_tokens": 4}, Usage(5, 4, 2)),
-        ({"prompt_tokens": 5}, Usage(5, 0, 0)),
-        ({"prompt_tokens": "many", "completion_tokens": -1}, Usage(0, 0, 0)),
-        ({}, None),
-        (None, None),
-        (7, None),
-    ],
-)
-def test_usage_is_what_the_provider_says(usage, expected):
-    assert completion_in(completion(usage=usage)).usage == expected
