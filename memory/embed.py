@@ -13,7 +13,7 @@ import contextlib
 import re
 import socket
 import ssl
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -209,13 +209,13 @@ def chunks(text: str, max_tokens: int = 200, overlap_tokens: int = 20) -> list[t
 
     Args:
         text: of any length; memory does not grow with it.
-        max_tokens: word pieces in a chunk, 100 to 254 (one word has up to 100).
+        max_tokens: word pieces in a chunk, 32 to 254; a word that alone has more (up to 100) makes a longer chunk.
 
     Returns:
         [start, end) in characters, in order, without white space at the ends; together they hold every word.
     """
-    if not 100 <= max_tokens <= MODEL_PIECES - 2:
-        raise ValueError(f"max_tokens must be 100 to {MODEL_PIECES - 2}, got {max_tokens}")
+    if not 32 <= max_tokens <= MODEL_PIECES - 2:
+        raise ValueError(f"max_tokens must be 32 to {MODEL_PIECES - 2}, got {max_tokens}")
     spans: list[tuple[int, int]] = []
     clean = _without_surrogates(text)
     for start, stop in _blocks(clean):
@@ -257,11 +257,8 @@ def _cut_block(text: str, start: int, stop: int, max_tokens: int, overlap_tokens
     first = 0
     while first + max_tokens < len(starts):
         over = first + max_tokens  # the first piece that no longer fits
-        # A word cut in two is other pieces, maybe more of them, so without a pause the whole word moves on.
-        cut, ends_thought = _last_pause(text, starts[first + max_tokens // 2], starts[over]) or (
-            starts[bisect_left(words, words[over])],
-            False,
-        )
+        pause = _last_pause(text, starts[first + max_tokens // 2], starts[over])
+        cut, ends_thought = pause or (_whole_word(starts, words, first, over, stop), False)
         yield _trimmed(text, starts[first], cut)
         begin, first = first, bisect_left(starts, cut)
         if not ends_thought:
@@ -269,6 +266,15 @@ def _cut_block(text: str, start: int, stop: int, max_tokens: int, overlap_tokens
             first = again if again > begin else first
     if first < len(starts):
         yield _trimmed(text, starts[first], stop)
+
+
+def _whole_word(starts: list[int], words: list[int], first: int, over: int, stop: int) -> int:
+    """Where to cut without a pause: a word cut in two is other pieces, maybe more of them, so the whole word moves on;
+    one that fills the chunk stays."""
+    cut = bisect_left(words, words[over])
+    if cut <= first:
+        cut = bisect_right(words, words[over])
+    return starts[cut] if cut < len(starts) else stop
 
 
 def _trimmed(text: str, start: int, stop: int) -> tuple[int, int]:

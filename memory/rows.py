@@ -21,6 +21,9 @@ from memory.nouns import FoundItem, ItemForm, ItemStatus, MemoryItem, MemoryStat
 from memory.store.items import ItemRow, NewItem, Text
 from memory.store.passages import NewPassage
 
+PIECES, FINE_PIECES = 200, 64  # word pieces of a passage
+FINE_FROM, FINE_TO = 8_000, 2_000_000  # characters of a text that has small passages
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STATUSES = {"active": ItemStatus.ACTIVE, "archived": ItemStatus.ARCHIVED}
 SCOPES: tuple[Literal["session", "tenant"], ...] = ("session", "tenant")
@@ -51,9 +54,14 @@ def text_of(
 
 
 def passages_of(tenant: bytes, content: str) -> tuple[NewPassage, ...]:
-    """The pieces of a text that are searched; a text has one at least."""
+    """The pieces of a text that are searched; a text has one at least.
+
+    Those of a long text are small: a sentence among code weighs too little in the vector of all. Of a short one the
+    question is only whether it is the right one.
+    """
     made = []
-    for start, stop in chunks(content) or [(0, len(content))]:
+    fine = FINE_FROM < len(content) <= FINE_TO
+    for start, stop in chunks(content, FINE_PIECES if fine else PIECES) or [(0, len(content))]:
         found = terms(content[start:stop])
         made.append(NewPassage(start, stop, found.length, tuple(term_ids(tenant, found.counts.keys()))))
     return tuple(made)

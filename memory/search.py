@@ -18,7 +18,7 @@ from memory.embed import Embedder
 from memory.errors import ModelError
 from memory.find import Candidate, Hit, Vocabulary, Wanted, fuse, passage_scores, space_id, vocabulary, wanted
 from memory.store.items import ItemRow, load_items
-from memory.store.passages import Around, Scope, find_words, load_around, sample_terms, search_items
+from memory.store.passages import EXACT_ROWS, Around, Scope, find_words, load_around, sample_terms, search_items
 from memory.store.pool import Pool
 
 log = structlog.get_logger()
@@ -28,7 +28,10 @@ Floats = NDArray[np.float32]
 SEARCH_SECONDS = 5.0
 QUERY_SECONDS = 2.0  # for the embedding of a query; then words search alone
 PASSAGES = 50  # that each side finds, at least
-QUOTED_PASSAGES = 80  # that are looked at for a working context: nearly all that either side found
+QUOTED_PASSAGES = 1_000  # that are looked at for a working context, half of them from either side
+LEAST_QUOTED_TOKENS = 32  # of a passage, about: more of them than so have room are not looked at
+THOROUGH_ROWS = 50_000  # vectors that a working context compares, each with the question: a tenth of a second
+NEAREST, REACH = 24, 2  # so many of the best come with so many neighbours on each side, the others alone
 VOCABULARY_SECONDS = 600.0
 GROWTH, GROWN_PASSAGES = 0.1, 10  # a tenant's passages may grow so much before its words are counted again
 LATE_VECTORS = 5  # found passages that are embedded on the spot
@@ -85,8 +88,14 @@ class Finder:
     def grown(self, tenant: bytes, passages: int) -> None:
         self._grown.put(tenant, (self._grown.get(tenant) or 0) + passages)
 
-    async def find(self, scope: Scope, query: str, k: int = PASSAGES, by_meaning: bool = True) -> Found:
+    async def find(
+        self, scope: Scope, query: str, k: int = PASSAGES, by_meaning: bool = True, exact: int = EXACT_ROWS
+    ) -> Found:
         """Look for a query's words and its meaning; without an embedder, or with a slow one, for its words alone.
+
+        Args:
+            k: passages that each side finds.
+            exact: vectors up to which each is compared with the query.
 
         Raises:
             StoreError: the database did not answer.
@@ -105,7 +114,7 @@ class Finder:
             raise
         space = space_id(self._embedder.name) if self._embedder else 0
         async with self._pool.connection(SEARCH_SECONDS) as connection:
-            found, plan = await search_items(connection, scope, words, asked, space, vector, k)
+            found, plan = await search_items(connection, scope, words, asked, space, vector, k, exact)
         return Found(tuple(found), asked, known, plan)
 
     async def rows(
@@ -138,13 +147,15 @@ class Finder:
     async def quotes(
         self, scope: Scope, query: str, room_tokens: int, whole_tokens: int, count: CountTokens, floor: float = 0.0
     ) -> tuple[Quote, ...]:
-        """The passages that answer best and fit, each with its neighbours; items up to `whole_tokens` come whole."""
-        found = await self.find(scope, query)
-        best = [(score, passage) for score, passage in found.passages() if score >= floor][:QUOTED_PASSAGES]
+        """The passages that answer best and fit, the first with neighbours; items up to `whole_tokens` come whole."""
+        most = max(PASSAGES, min(QUOTED_PASSAGES, room_tokens // LEAST_QUOTED_TOKENS))
+        found = await self.find(scope, query, max(PASSAGES, most // 2), exact=THOROUGH_ROWS)
+        best = [(score, passage) for score, passage in found.passages() if score >= floor][:most]
         if not best:
             return ()
+        passages, reaches = [passage for _, passage in best], [REACH if n < NEAREST else 0 for n in range(len(best))]
         async with self._pool.tenant(scope.tenant, SEARCH_SECONDS) as connection:
-            parts = await load_around(connection, scope.tenant, [passage for _, passage in best], whole_tokens)
+            parts = await load_around(connection, scope.tenant, passages, reaches, whole_tokens)
         return pack(parts, [best[part.place][0] for part in parts], room_tokens, count)
 
     async def _vector(self, query: str) -> Floats | None:
@@ -179,7 +190,7 @@ class Finder:
 
 
 def pack(parts: Sequence[Around], scores: Sequence[float], room_tokens: int, count: CountTokens) -> tuple[Quote, ...]:
-    """The parts that fit, the best first; none that stands in one before it."""
+    """The parts that fit, the best first; what stands in two of them is told once."""
     taken: list[Quote] = []
     for part, score in zip(parts, scores, strict=True):
         if any(part.item == quote.item and within(part, quote) for quote in taken):
@@ -188,7 +199,28 @@ def pack(parts: Sequence[Around], scores: Sequence[float], room_tokens: int, cou
         if tokens <= room_tokens:
             room_tokens -= tokens
             taken.append(quoted(part, tokens, score))
-    return tuple(taken)
+    return merged(taken, count)
+
+
+def merged(quotes: Sequence[Quote], count: CountTokens) -> tuple[Quote, ...]:
+    """Quotes of an item that overlap as one, with the score and at the place of the better one."""
+    kept: list[Quote] = []
+    for quote in quotes:
+        at = len(kept)
+        while (other := next((n for n, one in enumerate(kept) if overlap(one, quote)), None)) is not None:
+            at, quote = min(at, other), joined(kept.pop(other), quote, count)
+        kept.insert(at, quote)
+    return tuple(kept)
+
+
+def overlap(one: Quote, other: Quote) -> bool:
+    return one.item == other.item and one.start <= other.stop and other.start <= one.stop
+
+
+def joined(better: Quote, other: Quote, count: CountTokens) -> Quote:
+    first, last = sorted((better, other), key=lambda quote: quote.start)
+    text = first.text + last.text[max(0, first.stop - last.start) :]
+    return replace(better, start=first.start, stop=max(first.stop, last.stop), text=text, tokens=count(text))
 
 
 def quoted(part: Around, tokens: int, score: float) -> Quote:

@@ -15,9 +15,9 @@ from memory.nouns import NIL
 
 Floats = NDArray[np.float32]
 
-MOST_EMBEDDED = 4_096  # passages of one item that get vectors; words find the rest
+MOST_EMBEDDED = 16_384  # passages of one item that get vectors; words find the rest
 EXACT_ROWS = 2_000  # vectors up to which each is compared
-BITS_ROWS = 10_000  # up to which signs are compared first; beyond, the graph is asked
+BITS_ROWS = 40_000  # up to which signs are compared first; beyond, the graph is asked, which misses what stands alone
 SAMPLE = 2_000  # passages that tell how rare words are
 STRETCHES = 4  # of neighbours that they come from
 
@@ -215,18 +215,27 @@ class Around(msgspec.Struct, frozen=True):
 
 
 async def load_around(
-    connection: asyncpg.Connection, tenant: bytes, passages: Sequence[Candidate], whole_tokens: int
+    connection: asyncpg.Connection,
+    tenant: bytes,
+    passages: Sequence[Candidate],
+    reaches: Sequence[int],
+    whole_tokens: int,
 ) -> list[Around]:
-    """Each passage with one neighbour on each side, in the order given; items up to `whole_tokens` come whole."""
+    """Each passage with its neighbours, in the order given; items up to `whole_tokens` come whole.
+
+    Args:
+        reaches: how many neighbours on each side, of each passage.
+    """
     rows = await connection.fetch(
         "select i.id, i.content_type, i.created_at, i.tokens, case when i.tokens <= $4 then 0 else a.start end,"
         " case when i.tokens <= $4 then length(i.content) else a.stop end,"
         " case when i.tokens <= $4 then i.content else substr(i.content, a.start + 1, a.stop - a.start) end,"
         " i.tokens <= $4, (w.place - 1)::integer"
-        " from unnest($2::uuid[], $3::integer[]) with ordinality as w (item, ordinal, place)"
+        " from unnest($2::uuid[], $3::integer[], $5::integer[]) with ordinality as w (item, ordinal, reach, place)"
         " cross join lateral (select min(p.start) as start, max(p.stop) as stop from infold.passages p"
-        "  where p.tenant = $1 and p.item = w.item and p.ordinal between w.ordinal - 1 and w.ordinal + 1) a"
+        "  where p.tenant = $1 and p.item = w.item and p.ordinal between w.ordinal - w.reach and w.ordinal + w.reach) a"
         " join infold.items i on i.tenant = $1 and i.id = w.item where i.status = 0 order by w.place",
         tenant, [passage.item for passage in passages], [passage.ordinal for passage in passages], whole_tokens,
+        reaches,
     )  # fmt: skip
     return [Around(*row) for row in rows]

@@ -459,7 +459,7 @@ begin
             on v.tenant = p_tenant and v.item = c.item and v.space = p_space and v.ordinal = c.ordinal
             order by (v.embedding <=> p_query) + 0.0 limit p_k) n;
     elsif at = 'graph' then
-        perform set_config('hnsw.ef_search', '120', true), set_config('hnsw.iterative_scan', 'relaxed_order', true),
+        perform set_config('hnsw.ef_search', greatest(120, p_k)::text, true), set_config('hnsw.iterative_scan', 'relaxed_order', true),
                 set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true);
         select array_agg(n.item), array_agg(n.ordinal) into near_items, near_ordinals from (
             select v.item, v.ordinal from infold.vectors v

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -150,10 +150,17 @@ WORDS = st.sampled_from(
 
 
 @settings(max_examples=60, deadline=None)
-@given(parts=st.lists(st.tuples(WORDS, st.integers(1, 120)), max_size=12), overlap=st.integers(0, 40))
-def test_chunks_fit_the_model_and_together_hold_every_word(parts: list[tuple[str, int]], overlap: int) -> None:
+@given(
+    parts=st.lists(st.tuples(WORDS, st.integers(1, 120)), max_size=12),
+    most=st.sampled_from([32, 64, 100]),
+    overlap=st.integers(0, 40),
+)
+@example(parts=[("x" * 90, 1), ("--", 3), ("x" * 90, 2)], most=32, overlap=0)
+def test_chunks_fit_the_model_and_together_hold_every_word(
+    parts: list[tuple[str, int]], most: int, overlap: int
+) -> None:
     text = "".join(word * times for word, times in parts)
-    spans = chunks(text, 100, overlap)
+    spans = chunks(text, most, overlap)
 
     assert all(0 < len(pieces(text[start:stop].replace("\ud800", "?"))) <= 100 for start, stop in spans)
     assert spans == sorted(spans)
@@ -218,9 +225,9 @@ def test_the_time_for_a_long_text_grows_evenly_with_it() -> None:
     assert len(text) // 1_500 < len(spans) < len(text) // 500
 
 
-@pytest.mark.parametrize("max_tokens", [99, 255])
+@pytest.mark.parametrize("max_tokens", [31, 255])
 def test_chunk_sizes_that_the_model_cannot_honour_are_refused(max_tokens: int) -> None:
-    with pytest.raises(ValueError, match="100 to 254"):
+    with pytest.raises(ValueError, match="32 to 254"):
         chunks("text", max_tokens)
 
 
