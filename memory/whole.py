@@ -8,12 +8,14 @@ from memory.detect import secrets_in
 from memory.embed import Embedder
 from memory.humans import Humans
 from memory.items import Items, Summarize
+from memory.meter import UNCOUNTED, Meter
 from memory.models import ModelTable
 from memory.nouns import Clock, utc_now
 from memory.portable import Portable
 from memory.quarantine import Quarantine
 from memory.sessions import Sessions
 from memory.settings import Settings
+from memory.state import Shares
 from memory.store.pool import Pool
 from memory.store.signals import Signals
 from memory.tokens import Counter
@@ -44,6 +46,7 @@ def memory(
     clock: Clock = utc_now,
     embedder: Embedder | None = None,
     summarize: Summarize | None = None,
+    meter: Meter = UNCOUNTED,
 ) -> Memory:
     """Over a pool of its own: a timeout shuts the gate of a pool for all who use it.
 
@@ -53,10 +56,16 @@ def memory(
     if clock().tzinfo is None:
         raise ValueError("the clock must give times with a time zone")
     signals = Signals(dsn)
-    quarantine = Quarantine(pool, counter, clock, settings)
+    quarantine = Quarantine(pool, counter, clock, settings, meter=meter)
+
+    def shares(name: str) -> Shares:
+        model = models.find(name)
+        return Shares(model.trigger_share, model.safe_share)
+
     items = Items(
-        pool, counter, models, settings, clock, embedder, summarize, detect=secrets_in, on_found=quarantine.found
-    )
+        pool, counter, models, settings, clock, embedder, summarize, secrets_in, quarantine.found, shares,
+        meter,
+    )  # fmt: skip
     quarantine.restore_with(items.restore)
     return Memory(
         items=items,
