@@ -6,6 +6,7 @@ from datetime import timedelta
 from memory.board import Board
 from memory.detect import secrets_in
 from memory.embed import Embedder
+from memory.events import Events
 from memory.humans import Humans
 from memory.items import Items, Summarize
 from memory.meter import UNCOUNTED, Meter
@@ -34,6 +35,7 @@ class Memory:
     portable: Portable
     sessions: Sessions
     signals: Signals
+    events: Events
     clock: Clock
 
 
@@ -76,5 +78,6 @@ def memory(
         portable=Portable(pool, items, clock),
         sessions=Sessions(pool, clock),
         signals=signals,
+        events=Events(pool, signals),
         clock=clock,
     )

@@ -4,9 +4,12 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
+from types import FrameType
 
 import asyncpg
 import httpx
@@ -120,6 +123,7 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     whole = memory(programs, dsn, counter, models, config.settings, clock, embedding, shorter)
     stack.callback(whole.signals.listen(manager.heard))
     stack.callback(asyncio.create_task(whole.signals.run()).cancel)
+    stack.enter_context(told_to_stop(whole.signals.end))
     parts = Parts(config, manager, upstream, Windows(models, upstream, client), metrics, Parser(), pool, recorder)
     if config.pepper is not None:
         parts.pepper = config.pepper.get_secret_value().encode()
@@ -128,6 +132,35 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     with suppress(TimeoutError):
         await asyncio.wait_for(reached.wait(), FIRST_CONNECTION_SECONDS)
     return parts
+
+
+@contextmanager
+def told_to_stop(call: Callable[[], None]) -> Iterator[None]:
+    """Call on the loop as soon as the process is told to stop.
+
+    uvicorn tells an application only after all its answers have ended, and a stream of events ends when it is told. So
+    we hear the signals before it does, and it hears them from us. Signals come to the main thread alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(call)
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    ours = [number for number, handler in before.items() if callable(handler)]  # else nobody would end the process
+    for number in ours:
+        signal.signal(number, heard)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
 
 
 def embedder_for(config: Config) -> Embedder | None:
