@@ -25,8 +25,5 @@ class Meter:
     def spent(self, spent: Spent) -> None:
         """A call of a model was written down, the first time."""
 
-    def summarized(self, model: str, input_tokens: int, output_tokens: int) -> None:
-        """A model of ours has summarised, and was paid for it."""
-
 
 UNCOUNTED = Meter()

@@ -31,6 +31,7 @@ from memory.store.migrate import migrate
 from memory.store.pool import AWAY, Pool
 from memory.store.secrets import load_pepper
 from memory.summarize import upstream as summarized_by
+from memory.table import known_models
 from memory.tokens import Counter
 from memory.whole import Memory, memory
 from proxy import logs, manage
@@ -104,13 +105,13 @@ class App:
 
 async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = utc_now) -> Parts:
     """Wire the parts; what must end is pushed on the stack."""
-    metrics = Metrics()
+    models = ModelTable(config.overrides)
+    metrics = Metrics(known_models(models))
     pool = Pool(dsn)
     stack.push_async_callback(pool.close)
     spool = Spool(config.data_dir / "spool" / "turns")
     stack.callback(spool.close)
     recorder = Recorder(pool, spool)
-    models = ModelTable(config.overrides)
     upstream = Upstream(config.upstream, silence_timeout_seconds=config.silence_timeout_seconds)
     stack.push_async_callback(upstream.close)
     client = await stack.enter_async_context(httpx.AsyncClient())
@@ -119,8 +120,8 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     manager = MemoryManager(config.settings, pool, recorder, models, counter, embedding)
     programs = Pool(dsn, size=4)  # of their own: a timeout shuts the gate of a pool for all who use it
     stack.push_async_callback(programs.close)
-    shorter = summarizer_for(config, models, counter)
-    whole = memory(programs, dsn, counter, models, config.settings, clock, embedding, shorter)
+    shorter = summarizer_for(config, models, counter, metrics)
+    whole = memory(programs, dsn, counter, models, config.settings, clock, embedding, shorter, metrics)
     stack.callback(whole.signals.listen(manager.heard))
     stack.callback(asyncio.create_task(whole.signals.run()).cancel)
     stack.enter_context(told_to_stop(whole.signals.end))
@@ -171,7 +172,7 @@ def embedder_for(config: Config) -> Embedder | None:
     return embedder(config.embedder, socket_path=socket_path, timeout_seconds=QUERY_EMBEDDING_SECONDS)
 
 
-def summarizer_for(config: Config, models: ModelTable, counter: Counter) -> Summarize | None:
+def summarizer_for(config: Config, models: ModelTable, counter: Counter, metrics: Metrics) -> Summarize | None:
     """The provider's small model, where it is set and there is a key of the operator's."""
     if config.summarizer != "upstream" or config.openai_api_key is None:
         return None
@@ -179,7 +180,12 @@ def summarizer_for(config: Config, models: ModelTable, counter: Counter) -> Summ
     def counting(model: str) -> CountTokens:
         return partial(counter.text, encoding=models.find(model).encoding)
 
-    return summarized_by(config.upstream, config.openai_api_key.get_secret_value(), counting)
+    def paid(model: str, input_tokens: int, output_tokens: int) -> None:
+        prices = models.find(model, config.upstream).prices
+        cost = input_tokens * prices.input + output_tokens * prices.output if prices else 0.0
+        metrics.own_cost.labels(metrics.model(model)).inc(cost)
+
+    return summarized_by(config.upstream, config.openai_api_key.get_secret_value(), counting, paid=paid)
 
 
 async def keep_database(parts: Parts, dsn: str, reached: asyncio.Event, programs: Pool, whole: Memory) -> None:
