@@ -204,24 +204,28 @@ async def test_a_job_whose_embedder_stays_silent_is_not_told_as_done(items, pool
 
 
 async def test_each_minute_what_has_expired_is_written_down_and_old_events_go(pool, dsn, owner, hands):
-    humans = Humans(pool, hands, Signals(dsn), timedelta(hours=30))
+    humans = Humans(pool, hands, Signals(dsn), timedelta(hours=10))
     mine, theirs = await humans.ask(HOME, "May I?"), await humans.ask(STRANGER, "And I?")
-    hands.forward(hours=20)
+    hands.forward(hours=9)
     later = await humans.ask(HOME, "And this?")
-    async with pool.tenant(bytes(15) + b"r") as connection:  # a tenant of the proxy alone
-        await tell(connection, bytes(15) + b"r", "rollover", "s", {}, hands.now)
+    proxied = bytes(15) + b"r"  # a tenant of the proxy alone
+    async with pool.tenant(proxied) as connection:
+        await tell(connection, proxied, "rollover", "s", {}, hands.now)
 
     await expire(pool, humans, hands)
     assert await owner.fetchval("select count(*) from infold.events") == 4
-    hands.forward(hours=10)
+    hands.forward(hours=2)
     await expire(pool, humans, hands)
     statuses = dict(await owner.fetch("select id::text, status from infold.human_requests"))
     assert statuses == {mine.id: "expired", theirs.id: "expired", later.id: "pending"}
-    assert [event.kind for event in await events(pool)] == ["human_request", "human_expired"]
-    assert [event.kind for event in await events(pool, STRANGER.tenant)] == ["human_expired"]
-    hands.forward(hours=15)
+    assert [event.data["hil_id"] for event in await events(pool) if event.kind == "human_expired"] == [mine.id]
+    hands.forward(hours=14)
     await expire(pool, humans, hands)
-    assert await owner.fetchval("select count(*) from infold.events where kind = 'rollover'") == 0
+    assert [event.kind for event in await events(pool)] == ["human_request", "human_expired", "human_expired"]
+    assert [event.kind for event in await events(pool, STRANGER.tenant)] == ["human_expired"]
+    hands.forward(hours=9)
+    await expire(pool, humans, hands)
+    assert await events(pool, proxied) == ()
 
 
 async def test_hygiene_goes_through_all_tenants(items, pool, owner, hands):
