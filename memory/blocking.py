@@ -243,8 +243,8 @@ class LLMMemoryManager:
 
     def track_token_usage(self, input_tokens: int, output_tokens: int) -> None:
         """Add to the session's tokens and cost."""
-        items = self._engine.items
-        self._call(lambda: items.track_usage(self._place, self.model_name, input_tokens, output_tokens))
+        items, id = self._engine.items, new_id()
+        self._call(lambda: items.track_usage(self._place, self.model_name, input_tokens, output_tokens, id))
 
     def export_memory_state_json(self) -> str:
         return json.dumps(self._call(self._exported), indent=2, ensure_ascii=False)

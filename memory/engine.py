@@ -5,32 +5,26 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from datetime import timedelta
 from typing import Any, TypeVar
 from uuid import UUID
 
 import asyncpg
 
-from memory.board import Board
-from memory.detect import secrets_in
 from memory.embed import OnnxEmbedder
 from memory.errors import ModelError, StoreError, StoreUnavailable
 from memory.find import space_id
-from memory.humans import Humans
 from memory.identify import key_tenant
-from memory.items import Items, Summarize
+from memory.items import Summarize
 from memory.models import ModelTable
 from memory.nouns import Clock
-from memory.quarantine import Quarantine
 from memory.settings import Settings
-from memory.state import Shares
 from memory.store.items import want_vectors
 from memory.store.migrate import migrate
 from memory.store.passages import not_embedded
 from memory.store.pool import AWAY, Pool
 from memory.store.secrets import load_pepper
-from memory.store.signals import Signals
 from memory.tokens import Counter
+from memory.whole import memory
 
 PATIENCE_SECONDS = 15.0  # for a database that another process starts, ends or hands over
 RETRY_SECONDS = 0.1
@@ -70,17 +64,12 @@ class Engine:
         self._tasks: list[asyncio.Task[None]] = []
         self._cut_off: list[tuple[str, bytes | None]] = []  # jobs
         self._before: set[asyncio.Task[Any]] = set()  # tasks that are not ours
-        signals = Signals(dsn)
-        self._signals = signals
         self.embedder = OnnxEmbedder()  # of questions: they do not wait behind what is stored
         self._bulk = OnnxEmbedder(threads=BULK_THREADS)
-        self.quarantine = Quarantine(self._pool, counter, clock, settings)
-        self.items = Items(
-            self._pool, counter, models, settings, clock, self.embedder, summarize, secrets_in, self.quarantine.found,
-            lambda name: Shares(models.find(name).trigger_share, models.find(name).safe_share),
-        )  # fmt: skip
-        self.board = Board(self._pool, clock)
-        self.humans = Humans(self._pool, clock, signals, timedelta(hours=settings.work.human_expiry_hours))
+        self._clock = clock
+        whole = memory(self._pool, dsn, counter, models, settings, clock, self.embedder, summarize)
+        self._signals = whole.signals
+        self.items, self.board, self.humans, self.quarantine = whole.items, whole.board, whole.humans, whole.quarantine
 
     async def open(self, key: str | None, pepper: bytes | None) -> bytes:
         """Reach the database, bring its schema up; gives the tenant that a key names."""
@@ -117,7 +106,7 @@ class Engine:
 
             return handler._replace(run=run)
 
-        handlers = item_handlers(self._pool, self.items, self._bulk)
+        handlers = item_handlers(self._pool, self.items, self._bulk, self._clock)
         await run_queue(self._dsn, [watched(handler) for handler in handlers])
 
     async def indexed(self, tenant: bytes, timeout_seconds: float) -> bool:

@@ -72,7 +72,7 @@ class Humans:
         return asked
 
     async def pending(self, place: Place, wait_seconds: object = 0) -> tuple[HumanRequest, ...]:
-        """What waits for an answer, by priority, oldest first; waits until there is something."""
+        """What waits for an answer, by priority, oldest first; waits until there is something, or the program stops."""
 
         async def read() -> tuple[HumanRequest, ...]:
             async with self._pool.tenant(place.tenant, WAIT_SECONDS) as connection:
@@ -111,11 +111,11 @@ class Humans:
 
 
 async def until(read: Callable[[], Awaitable[T]], is_enough: Callable[[T], bool], watch: Watch, seconds: float) -> T:
-    """Read until it is enough, or the time is over; each reading waits for something to be told."""
+    """Read until it is enough, the time is over or the program stops; each reading waits for something to be told."""
     end = asyncio.get_running_loop().time() + seconds
     while True:
         found = await read()
         left = end - asyncio.get_running_loop().time()
-        if is_enough(found) or left <= 0:
+        if is_enough(found) or left <= 0 or watch.ended:
             return found
         await watch.wait(min(left, READ_SECONDS))

@@ -1,6 +1,7 @@
 """Items: text that programs store, read, search and change. The one door to them."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 from typing import Any
@@ -19,6 +20,7 @@ from memory.errors import InvalidRequest, ModelError, NotFound
 from memory.find import kind_id, space_id
 from memory.forms import budget_tokens, fill
 from memory.identify import new_id
+from memory.meter import UNCOUNTED, Meter
 from memory.models import ModelTable
 from memory.nouns import (
     NIL,
@@ -90,6 +92,7 @@ class Items:
         detect: Detect = lambda text: (),
         on_found: OnFound | None = None,
         shares: Callable[[str], Shares] = lambda model: Shares(),
+        meter: Meter = UNCOUNTED,
     ) -> None:
         self._pool = pool
         self._settings = settings
@@ -98,9 +101,10 @@ class Items:
         self._summarize = summarize
         self._detect = detect
         self._on_found = on_found
-        self._finder = Finder(pool, embedder)
+        self._meter = meter
+        self._finder = Finder(pool, embedder, meter=self._meter)
         self._profiles = Profiles(models, counter, settings, shares)
-        self._states = States(pool, self._profiles, self._finder, settings, clock)
+        self._states = States(pool, self._profiles, self._finder, settings, clock, self._meter)
         self._stored: Bounded[UUID, int] = Bounded(4_096)  # tokens of a session as last seen
         self._names: Bounded[UUID, str] = Bounded(65_536)  # of sessions; they never change
         self._shared: Bounded[bytes, bool] = Bounded(4_096)
@@ -186,6 +190,8 @@ class Items:
             async with self._pool.tenant(place.tenant, seconds) as connection:
                 added = await add_item(connection, place, model, new, now)
                 await seal_item(connection, place.tenant, new.id, now)
+        if added.added:
+            self._meter.added(new.form)
         self._stored.put(place.id, added.tokens)
         self._names.put(place.id, place.name)
         self._finder.grown(place.tenant, len(new.text.passages))
@@ -223,8 +229,10 @@ class Items:
             id = check.item_id(item_id)
         except NotFound:
             return None
+        began = time.perf_counter()
         async with self._pool.connection(READ_SECONDS) as connection:
             row = await retrieve_item(connection, tenant, id, decompress, self._clock())
+        self._meter.retrieved(time.perf_counter() - began)
         return None if row is None else (await self._told(tenant, [row], decompress))[0]
 
     async def search(
@@ -436,9 +444,11 @@ class Items:
         self._stored.drop(place.id)
         return report
 
-    async def track_usage(self, place: Place, model: str, input_tokens: object, output_tokens: object) -> None:
-        """Add tokens that a program had from a provider, and what they cost."""
-        await self._states.track_usage(place, model, input_tokens, output_tokens)
+    async def track_usage(
+        self, place: Place, model: str, input_tokens: object, output_tokens: object, id: UUID | None = None
+    ) -> None:
+        """Add tokens that a program had from a provider, and what they cost; again with the same id changes nothing."""
+        await self._states.track_usage(place, model, input_tokens, output_tokens, id)
 
     async def export_state(
         self,

@@ -438,10 +438,10 @@ class MemoryManager:
         ended = replace(ended, record={**ended.record, **bill(prepared, ended)})
         return await self._recorder.close(prepared.to_record(), opening, ended)
 
-    def spend(self, prepared: Prepared, ended: Ended, now: datetime) -> None:
-        """Note what a turn took, and whether it rolled over."""
+    def spend(self, prepared: Prepared, ended: Ended, now: datetime) -> Spent | None:
+        """Note what a turn took, and whether it rolled over; gives what was noted, if there was anything."""
         if ended.usage is None and not prepared.rolled:
-            return
+            return None
         usage, billed = ended.usage or Usage(), bill(prepared, ended)
         session = storable(prepared.caller.label) or self.session(prepared)
         spent = Spent(
@@ -451,6 +451,7 @@ class MemoryManager:
         )  # fmt: skip
         rolled = prepared.turn_id if prepared.rolled else None
         self.spending.note(prepared.caller.tenant, spent, rolled)
+        return spent
 
 
 def writer(dialect: Dialect) -> Writer:

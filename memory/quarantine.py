@@ -10,6 +10,7 @@ from memory import check
 from memory.detect import Found
 from memory.errors import Conflict, NotAllowed, NotFound
 from memory.identify import new_id
+from memory.meter import UNCOUNTED, Meter
 from memory.nouns import Clock, Place, Principal, QuarantinedContext, QuarantineState
 from memory.seal import SHORT_CHARS, text_digest
 from memory.settings import Settings
@@ -38,6 +39,7 @@ from memory.tokens import Counter
 
 WAIT_SECONDS = 60.0
 MOST_REASON_CHARS = 10_000
+DETECTOR = "detector"  # who isolates what was found by its shape
 ENCODING = "o200k_base"  # tokens are told as gpt-4o counts them
 
 Restore = Callable[[Place, UUID, str, str], Awaitable[None]]
@@ -56,6 +58,7 @@ class Quarantine:
         clock: Clock,
         settings: Settings,
         restore: Restore = keep,
+        meter: Meter = UNCOUNTED,
     ) -> None:
         self._pool = pool
         self._counter = counter
@@ -63,6 +66,7 @@ class Quarantine:
         self._mode = settings.quarantine
         self._most_bytes = settings.work.most_item_bytes
         self._restore = restore
+        self._meter = meter
 
     def restore_with(self, restore: Restore) -> None:
         """Who makes released items searchable; items know the quarantine, so this comes second."""
@@ -107,6 +111,7 @@ class Quarantine:
             numbers = {"items": len(rows), "messages": len(messages), "tokens": context.token_count}
             await audit(connection, place.tenant, actor, "quarantine.isolate", context.id, numbers, now)
             await tell(connection, place.tenant, "quarantine", place.name, {"id": context.id, **numbers}, now)
+        self._meter.quarantined("person" if principal and principal.is_person else actor_kind(actor))
         return context.thread_id
 
     async def propose(self, place: Place, content: str, found: Sequence[Found], item: UUID | None = None) -> str | None:
@@ -137,7 +142,7 @@ class Quarantine:
         """What follows when a detector found something in an item; `sealed`: it is out of sight already."""
         if sealed or self._mode == "auto":
             reason = f"looks like: {', '.join(sorted({one.kind for one in found}))}"
-            await self.isolate(place, content, "item", reason, principal=Principal(place.tenant, "detector"))
+            await self.isolate(place, content, "item", reason, principal=Principal(place.tenant, DETECTOR))
         elif self._mode == "suggest":
             await self.propose(place, content, found, item)
 
@@ -198,6 +203,11 @@ class Quarantine:
         """Digests of what is held."""
         async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
             return await load_seals(connection, tenant)
+
+
+def actor_kind(actor: str) -> str:
+    """One of few words, for a counter."""
+    return actor if actor == DETECTOR else "program"
 
 
 def proposal_id(tenant: bytes, content: str) -> UUID:

@@ -17,6 +17,7 @@ from memory.digest.fit import CountTokens
 from memory.embed import Embedder
 from memory.errors import ModelError
 from memory.find import Candidate, Hit, Vocabulary, Wanted, fuse, passage_scores, space_id, vocabulary, wanted
+from memory.meter import UNCOUNTED, Meter
 from memory.store.items import ItemRow, load_items
 from memory.store.passages import EXACT_ROWS, Around, Scope, find_words, load_around, sample_terms, search_items
 from memory.store.pool import Pool
@@ -76,11 +77,16 @@ class Finder:
     """Finds items. Keeps how rare a tenant's words are, and the vectors of queries."""
 
     def __init__(
-        self, pool: Pool, embedder: Embedder | None = None, seconds: Callable[[], float] = time.monotonic
+        self,
+        pool: Pool,
+        embedder: Embedder | None = None,
+        seconds: Callable[[], float] = time.monotonic,
+        meter: Meter = UNCOUNTED,
     ) -> None:
         self._pool = pool
         self._embedder = embedder
         self._seconds = seconds
+        self._meter = meter
         self._vocabularies: Bounded[bytes, Vocabulary] = Bounded(512)
         self._grown: Bounded[bytes, int] = Bounded(512)  # passages added here since the words were counted
         self._queries: Bounded[tuple[str, str], Floats] = Bounded(4_096)
@@ -100,7 +106,7 @@ class Finder:
         Raises:
             StoreError: the database did not answer.
         """
-        query = query[:QUERY_CHARS]
+        query, began = query[:QUERY_CHARS], time.perf_counter()
         embedding = asyncio.create_task(self._vector(query)) if by_meaning else None
         try:
             known = await self._vocabulary(scope.tenant)
@@ -115,6 +121,7 @@ class Finder:
         space = space_id(self._embedder.name) if self._embedder else 0
         async with self._pool.connection(SEARCH_SECONDS) as connection:
             found, plan = await search_items(connection, scope, words, asked, space, vector, k, exact)
+        self._meter.searched(plan, time.perf_counter() - began)
         return Found(tuple(found), asked, known, plan)
 
     async def rows(

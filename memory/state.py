@@ -15,6 +15,7 @@ from memory.errors import StoreError
 from memory.forms import Sizes, prefix_summary, settle, sizes
 from memory.hygiene import Action, Case, Tending, tend_all
 from memory.identify import new_id
+from memory.meter import Meter
 from memory.models import ModelTable
 from memory.nouns import (
     ActiveEntry,
@@ -47,7 +48,7 @@ from memory.store.states import (
     set_forms,
     track_usage,
 )
-from memory.store.usage import Spent, save_usage
+from memory.store.usage import Spent
 from memory.tokens import Counter
 from memory.working import QUERY_SHARE, WHOLE_SHARE, Held, Shown, choose, hint_line
 
@@ -111,12 +112,15 @@ class Profiles:
 
 
 class States:
-    def __init__(self, pool: Pool, profiles: Profiles, finder: Finder, settings: Settings, clock: Clock) -> None:
+    def __init__(
+        self, pool: Pool, profiles: Profiles, finder: Finder, settings: Settings, clock: Clock, meter: Meter
+    ) -> None:
         self._pool = pool
         self._profiles = profiles
         self._finder = finder
         self._settings = settings
         self._clock = clock
+        self._meter = meter
 
     async def model_of(self, place: Place) -> str:
         """The model that a session began with."""
@@ -198,20 +202,22 @@ class States:
             updated_at=row.updated_at or now,
         )
 
-    async def track_usage(self, place: Place, model: str, input_tokens: object, output_tokens: object) -> None:
-        """Add tokens that a program had from a provider, and what they cost."""
+    async def track_usage(
+        self, place: Place, model: str, input_tokens: object, output_tokens: object, id: UUID | None = None
+    ) -> None:
+        """Add tokens that a program had from a provider, and what they cost; again with the same id changes nothing."""
         profile = self._profiles(model)
         sent = check.integer(input_tokens, "input_tokens", 0, MOST_TRACKED)
         got = check.integer(output_tokens, "output_tokens", 0, MOST_TRACKED)
         cost = sent * profile.input_usd + got * profile.output_usd
+        spent = Spent(
+            attempt=id or new_id(), at=self._clock(), session=place.name, model=model, input_tokens=sent,
+            output_tokens=got, cost_usd=cost, direct_usd=cost,
+        )  # fmt: skip
         async with self._pool.tenant(place.tenant, READ_SECONDS) as connection:
-            now = self._clock()
-            await track_usage(connection, place, model, sent, got, cost, now)
-            spent = Spent(
-                attempt=new_id(), at=now, session=place.name, model=model, input_tokens=sent, output_tokens=got,
-                cost_usd=cost, direct_usd=cost,
-            )  # fmt: skip
-            await save_usage(connection, place.tenant, [spent])
+            first = await track_usage(connection, place, spent)
+        if first:
+            self._meter.spent(spent)
 
     async def hygiene(self, place: Place, dry_run: bool = False) -> HygieneReport:
         """Compress, archive and delete what time has passed by; a dry run only tells."""
@@ -222,7 +228,7 @@ class States:
         if not dry_run:
             await self._tend(place, tended)
         counts = {action: sum(tending.action is action for _, tending in tended) for action in Action}
-        return HygieneReport(
+        report = HygieneReport(
             compressed=counts[Action.COMPRESS],
             archived=counts[Action.ARCHIVE],
             deleted=counts[Action.DELETE],
@@ -230,6 +236,9 @@ class States:
             dry_run=dry_run,
             items=[Tended(str(case.id), tending.action.value, tending.why) for case, tending in tended[:MOST_LISTED]],
         )
+        if not dry_run:
+            self._meter.tidied(report)
+        return report
 
     async def _tend(self, place: Place, tended: Sequence[tuple[Case, Tending]]) -> None:
         await self._not_in_the_future(place, tended)

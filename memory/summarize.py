@@ -21,11 +21,21 @@ SMALL_MODELS = {
 }
 
 
-def upstream(url: str, api_key: str, counter: Callable[[str], CountTokens], model: str = "") -> Summarize:
+Paid = Callable[[str, int, int], None]  # model, its input and output tokens, as the provider counts them
+
+
+def unheard(model: str, input_tokens: int, output_tokens: int) -> None:
+    """For who does not count what summaries cost."""
+
+
+def upstream(
+    url: str, api_key: str, counter: Callable[[str], CountTokens], model: str = "", paid: Paid = unheard
+) -> Summarize:
     """Asks `url`'s chat completions, once and without tools; `model` "": the provider's small one, else the caller's.
 
     Args:
         counter: gives how a model counts tokens.
+        paid: told of each answer, also of one that is not used.
     """
 
     async def summarize(text: str, budget_tokens: int, asked: str) -> str | None:
@@ -33,6 +43,7 @@ def upstream(url: str, api_key: str, counter: Callable[[str], CountTokens], mode
         body = {"model": chosen, "temperature": 0, "messages": question(text, budget_tokens, secrets.token_hex(8))}
         try:
             answer = await post(f"{url.rstrip('/')}/chat/completions", api_key, body)
+            paid(chosen, *tokens_of(answer))
             (choice,) = answer["choices"]
             told, ended = choice["message"]["content"], choice["finish_reason"]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
@@ -45,6 +56,14 @@ def upstream(url: str, api_key: str, counter: Callable[[str], CountTokens], mode
         return told.strip() if fits else None
 
     return summarize
+
+
+def tokens_of(answer: Any) -> tuple[int, int]:
+    """Input and output tokens; 0 where the provider does not say."""
+    usage = answer.get("usage") if isinstance(answer, dict) else None
+    said = usage if isinstance(usage, dict) else {}
+    sent, got = said.get("prompt_tokens"), said.get("completion_tokens")
+    return sent if isinstance(sent, int) else 0, got if isinstance(got, int) else 0
 
 
 async def post(url: str, api_key: str, body: dict[str, object]) -> Any:

@@ -3,14 +3,14 @@
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from memory import check
 from memory.errors import InvalidRequest
-from memory.models import ModelOverride, ModelTable
+from memory.models import DATE, NAME_CHARS, ModelOverride, ModelTable, name_forms
 from memory.nouns import CompressionStrategy
 from memory.settings import Settings, Strategies
 from memory.types import Model
@@ -68,6 +68,14 @@ def known_models(table: ModelTable) -> list[str]:
     found = [name for name in table.names() if FAMILY.fullmatch(name) and UNDATED.match(name)]
     own = [name for name in table.names() if table.is_own(name)]
     return list(dict.fromkeys([*own, *SHOWN, *found]))
+
+
+def known_name(name: str, known: Collection[str]) -> str | None:
+    """Which of the known models a name means, without its provider and its date; None: none of them."""
+    if len(name) > NAME_CHARS:
+        return None
+    forms = name_forms(name, "")
+    return next((form for form in (*forms, *(DATE.sub("", form) for form in forms)) if form in known), None)
 
 
 def model_config(name: str, table: ModelTable) -> ModelConfig:

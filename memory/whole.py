@@ -6,14 +6,17 @@ from datetime import timedelta
 from memory.board import Board
 from memory.detect import secrets_in
 from memory.embed import Embedder
+from memory.events import Events
 from memory.humans import Humans
 from memory.items import Items, Summarize
+from memory.meter import UNCOUNTED, Meter
 from memory.models import ModelTable
 from memory.nouns import Clock, utc_now
 from memory.portable import Portable
 from memory.quarantine import Quarantine
 from memory.sessions import Sessions
 from memory.settings import Settings
+from memory.state import Shares
 from memory.store.pool import Pool
 from memory.store.signals import Signals
 from memory.tokens import Counter
@@ -32,6 +35,7 @@ class Memory:
     portable: Portable
     sessions: Sessions
     signals: Signals
+    events: Events
     clock: Clock
 
 
@@ -44,6 +48,7 @@ def memory(
     clock: Clock = utc_now,
     embedder: Embedder | None = None,
     summarize: Summarize | None = None,
+    meter: Meter = UNCOUNTED,
 ) -> Memory:
     """Over a pool of its own: a timeout shuts the gate of a pool for all who use it.
 
@@ -53,10 +58,16 @@ def memory(
     if clock().tzinfo is None:
         raise ValueError("the clock must give times with a time zone")
     signals = Signals(dsn)
-    quarantine = Quarantine(pool, counter, clock, settings)
+    quarantine = Quarantine(pool, counter, clock, settings, meter=meter)
+
+    def shares(name: str) -> Shares:
+        model = models.find(name)
+        return Shares(model.trigger_share, model.safe_share)
+
     items = Items(
-        pool, counter, models, settings, clock, embedder, summarize, detect=secrets_in, on_found=quarantine.found
-    )
+        pool, counter, models, settings, clock, embedder, summarize, secrets_in, quarantine.found, shares,
+        meter,
+    )  # fmt: skip
     quarantine.restore_with(items.restore)
     return Memory(
         items=items,
@@ -67,5 +78,6 @@ def memory(
         portable=Portable(pool, items, clock),
         sessions=Sessions(pool, clock),
         signals=signals,
+        events=Events(pool, signals),
         clock=clock,
     )

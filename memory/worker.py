@@ -1,10 +1,12 @@
 """Jobs: later work, enqueued in the transaction that made it true. Each can run twice with the same result.
 
-Of items: their embedding, and hygiene of a session that has grown or, by the calendar, of all.
+Of items: their embedding, and hygiene of a session that has grown or, by the calendar, of all. Of questions and
+events: what becomes of them with time. What is done is told as an event.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import structlog
@@ -12,22 +14,25 @@ import structlog
 from memory.embed import Embedder, chunks
 from memory.errors import ModelError
 from memory.find import kind_id, space_id
+from memory.humans import Humans
 from memory.items import Items
 from memory.messages import Message
-from memory.nouns import Clock, HygieneReport, Place
+from memory.nouns import Clock, HygieneReport, Place, utc_now
 from memory.queue import Handler
 from memory.reinject import spoken
 from memory.store import passages
 from memory.store.chunks import save_chunks, to_embed
-from memory.store.items import holds, load_items, want_vectors
+from memory.store.items import holds, load_items, session_of, want_vectors
 from memory.store.pool import Pool
-from memory.store.states import list_places, load_calendar, load_names, mark_tidied
+from memory.store.signals import delete_events, tell
+from memory.store.states import list_places, load_calendar, load_names, load_overdue, mark_tidied
 
 log = structlog.get_logger()
 
 MOST_CHUNKS = 64  # of one message: the first 12,000 tokens; a log has no more meaning than that
 WAIT_SECONDS = 30.0
 EMBEDDED_AT_ONCE = 64  # passages of an item in a transaction: what a worker that is killed loses
+EVENTS_KEPT = timedelta(days=1)
 TRIES, TRY_AGAIN_SECONDS = 5, 1.0  # an embedder that does not answer; doubled each time
 
 ReadMessage = Callable[[bytes], Message]
@@ -87,7 +92,7 @@ def parse_item(payload: bytes | None) -> tuple[bytes, UUID]:
     return bytes.fromhex(tenant), UUID(id)
 
 
-def item_handlers(pool: Pool, items: Items, embedder: Embedder | None) -> list[Handler]:
+def item_handlers(pool: Pool, items: Items, embedder: Embedder | None, clock: Clock = utc_now) -> list[Handler]:
     """The jobs that items make; without an embedder nothing is embedded here, and such jobs wait for who has one."""
 
     async def tidy(payload: bytes | None) -> None:
@@ -95,26 +100,40 @@ def item_handlers(pool: Pool, items: Items, embedder: Embedder | None) -> list[H
         async with pool.tenant(tenant, WAIT_SECONDS) as connection:
             names = await load_names(connection, tenant, [session])
         if session in names:
-            tell_of(await items.hygiene(Place(tenant, names[session], session)))
+            report = await items.hygiene(Place(tenant, names[session], session))
+            tell_of(report)
+            await job_done(pool, tenant, names[session], {"name": "tidy", **counted([report])}, clock())
 
     if embedder is None:
         return [Handler("tidy", tidy)]
 
     async def embed(payload: bytes | None) -> None:
-        await embed_patiently(pool, embedder, *parse_item(payload))
+        tenant, item = parse_item(payload)
+        passages = await embed_patiently(pool, embedder, tenant, item)
+        if passages is None:
+            return
+        async with pool.tenant(tenant, WAIT_SECONDS) as connection:
+            session = await session_of(connection, tenant, item)
+        await job_done(pool, tenant, session, {"name": "embed_item", "item_id": item, "passages": passages}, clock())
 
     return [Handler("embed_item", embed), Handler("tidy", tidy)]
 
 
-async def embed_patiently(pool: Pool, embedder: Embedder, tenant: bytes, item: UUID) -> None:
-    """Embed an item. An embedder that stays silent is left alone: the next hygiene asks again for what is missing."""
+async def embed_patiently(pool: Pool, embedder: Embedder, tenant: bytes, item: UUID) -> int | None:
+    """Embed an item; gives how many passages.
+
+    None: the embedder stays silent, and is left alone; the next hygiene asks again for what is missing.
+    """
     for tried in range(TRIES):
         try:
-            log.info("embedded", passages=await embed_item(pool, embedder, tenant, item))
-            return
+            count = await embed_item(pool, embedder, tenant, item)
         except ModelError as error:
             log.warning("the embedder did not answer", item=str(item), tried=tried + 1, reason=str(error))
             await asyncio.sleep(TRY_AGAIN_SECONDS * 2**tried)
+        else:
+            log.info("embedded", passages=count)
+            return count
+    return None
 
 
 async def hygiene(pool: Pool, items: Items, embedder: Embedder | None, clock: Clock) -> None:
@@ -124,13 +143,39 @@ async def hygiene(pool: Pool, items: Items, embedder: Embedder | None, clock: Cl
     for tenant in tenants:
         async with pool.tenant(tenant, WAIT_SECONDS) as connection:
             places = await list_places(connection, tenant)
+        reports = []
         for place in places:
-            tell_of(await items.hygiene(place))
+            reports.append(await items.hygiene(place))
+            tell_of(reports[-1])
         async with pool.tenant(tenant, WAIT_SECONDS) as connection:
             if embedder is not None:
                 for id in await passages.not_embedded(connection, tenant, space_id(embedder.name)):
                     await want_vectors(connection, tenant, id)
             await mark_tidied(connection, tenant, clock())
+        await job_done(pool, tenant, None, {"name": "hygiene", "sessions": len(reports), **counted(reports)}, clock())
+
+
+async def expire(pool: Pool, humans: Humans, clock: Clock) -> None:
+    """Write down which questions nobody answered in time, tell who waits, and delete events of more than a day ago."""
+    async with pool.connection(WAIT_SECONDS) as connection:
+        tenants = await load_overdue(connection, clock(), clock() - EVENTS_KEPT)
+    for tenant in tenants:
+        await humans.expire(tenant)
+        async with pool.tenant(tenant, WAIT_SECONDS) as connection:
+            await delete_events(connection, tenant, clock() - EVENTS_KEPT)
+
+
+async def job_done(
+    pool: Pool, tenant: bytes, session_name: str | None, data: Mapping[str, object], now: datetime
+) -> None:
+    """Tell that a job is done. One that is cut off before this runs again, so a job may be told twice, never not."""
+    async with pool.tenant(tenant, WAIT_SECONDS) as connection:
+        await tell(connection, tenant, "job", session_name, data, now)
+
+
+def counted(reports: Sequence[HygieneReport]) -> dict[str, int]:
+    names = ("compressed", "archived", "deleted", "kept")
+    return {name: sum(getattr(report, name) for report in reports) for name in names}
 
 
 def tell_of(report: HygieneReport) -> None:

@@ -4,9 +4,12 @@
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
+from types import FrameType
 
 import asyncpg
 import httpx
@@ -28,6 +31,7 @@ from memory.store.migrate import migrate
 from memory.store.pool import AWAY, Pool
 from memory.store.secrets import load_pepper
 from memory.summarize import upstream as summarized_by
+from memory.table import known_models
 from memory.tokens import Counter
 from memory.whole import Memory, memory
 from proxy import logs, manage
@@ -101,13 +105,13 @@ class App:
 
 async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = utc_now) -> Parts:
     """Wire the parts; what must end is pushed on the stack."""
-    metrics = Metrics()
+    models = ModelTable(config.overrides)
+    metrics = Metrics(known_models(models))
     pool = Pool(dsn)
     stack.push_async_callback(pool.close)
     spool = Spool(config.data_dir / "spool" / "turns")
     stack.callback(spool.close)
     recorder = Recorder(pool, spool)
-    models = ModelTable(config.overrides)
     upstream = Upstream(config.upstream, silence_timeout_seconds=config.silence_timeout_seconds)
     stack.push_async_callback(upstream.close)
     client = await stack.enter_async_context(httpx.AsyncClient())
@@ -116,10 +120,11 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     manager = MemoryManager(config.settings, pool, recorder, models, counter, embedding)
     programs = Pool(dsn, size=4)  # of their own: a timeout shuts the gate of a pool for all who use it
     stack.push_async_callback(programs.close)
-    shorter = summarizer_for(config, models, counter)
-    whole = memory(programs, dsn, counter, models, config.settings, clock, embedding, shorter)
+    shorter = summarizer_for(config, models, counter, metrics)
+    whole = memory(programs, dsn, counter, models, config.settings, clock, embedding, shorter, metrics)
     stack.callback(whole.signals.listen(manager.heard))
     stack.callback(asyncio.create_task(whole.signals.run()).cancel)
+    stack.enter_context(told_to_stop(whole.signals.end))
     parts = Parts(config, manager, upstream, Windows(models, upstream, client), metrics, Parser(), pool, recorder)
     if config.pepper is not None:
         parts.pepper = config.pepper.get_secret_value().encode()
@@ -130,6 +135,35 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     return parts
 
 
+@contextmanager
+def told_to_stop(call: Callable[[], None]) -> Iterator[None]:
+    """Call on the loop as soon as the process is told to stop.
+
+    uvicorn tells an application only after all its answers have ended, and a stream of events ends when it is told. So
+    we hear the signals before it does, and it hears them from us. Signals come to the main thread alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def heard(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(call)
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    ours = [number for number, handler in before.items() if callable(handler)]  # else nobody would end the process
+    for number in ours:
+        signal.signal(number, heard)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+
+
 def embedder_for(config: Config) -> Embedder | None:
     """How this process embeds a question: by the job worker's socket or a server; never in the process itself."""
     if config.embedder == "builtin" and config.embed_socket is None:
@@ -138,7 +172,7 @@ def embedder_for(config: Config) -> Embedder | None:
     return embedder(config.embedder, socket_path=socket_path, timeout_seconds=QUERY_EMBEDDING_SECONDS)
 
 
-def summarizer_for(config: Config, models: ModelTable, counter: Counter) -> Summarize | None:
+def summarizer_for(config: Config, models: ModelTable, counter: Counter, metrics: Metrics) -> Summarize | None:
     """The provider's small model, where it is set and there is a key of the operator's."""
     if config.summarizer != "upstream" or config.openai_api_key is None:
         return None
@@ -146,7 +180,12 @@ def summarizer_for(config: Config, models: ModelTable, counter: Counter) -> Summ
     def counting(model: str) -> CountTokens:
         return partial(counter.text, encoding=models.find(model).encoding)
 
-    return summarized_by(config.upstream, config.openai_api_key.get_secret_value(), counting)
+    def paid(model: str, input_tokens: int, output_tokens: int) -> None:
+        prices = models.find(model, config.upstream).prices
+        cost = input_tokens * prices.input + output_tokens * prices.output if prices else 0.0
+        metrics.own_cost.labels(metrics.model(model)).inc(cost)
+
+    return summarized_by(config.upstream, config.openai_api_key.get_secret_value(), counting, paid=paid)
 
 
 async def keep_database(parts: Parts, dsn: str, reached: asyncio.Event, programs: Pool, whole: Memory) -> None:

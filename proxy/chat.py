@@ -280,7 +280,9 @@ class Conversation:
         return await self._parts.memory.record(prepared, opening, ended)
 
     async def _spend(self, prepared: Prepared, ended: Ended) -> None:
-        self._parts.memory.spend(prepared, ended, utc_now())
+        spent = self._parts.memory.spend(prepared, ended, utc_now())
+        if spent is not None and ended.usage is not None:
+            self._parts.metrics.spent(spent)
 
     async def _record(
         self, prepared: Prepared, opening: Opening | None, status: str, said: Callable[[], Heard], code: int | None
@@ -312,6 +314,9 @@ class Conversation:
             metrics.tokens.labels("asked").inc(prepared.asked_tokens)
             metrics.tokens.labels("forwarded").inc(prepared.forwarded_tokens or 0)
             metrics.block_tokens.inc(prepared.block_tokens)
+        if prepared.forwarded_tokens is not None and prepared.model.window:
+            share = prepared.forwarded_tokens / prepared.model.window
+            metrics.utilization.labels(metrics.model(prepared.asked.model)).observe(share)
         if prepared.rolled:
             metrics.rollovers.inc()
         log.info(

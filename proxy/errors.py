@@ -7,6 +7,7 @@
       BadFraming         400  the request's end cannot be told for certain
       NoJson             400  the request's body is no JSON object
       Unauthorized       401  whose memory is asked for is not certain
+      TooManyListeners   503  the process has as many open streams of events as it takes
       UpstreamError
         Unreachable      502  no answer came: not connected, or hung up before the first byte
           Silent         504  connected, and then no byte for too long
@@ -76,6 +77,15 @@ class Unauthorized(ProxyError):
     """A key is needed."""
 
     status, type, code = 401, "authentication_error", "invalid_api_key"
+
+
+class TooManyListeners(ProxyError):
+    """The process has as many open streams of events as it takes."""
+
+    status, type, code = 503, "server_error", "too_many_listeners"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(f"{most} programs listen to this process already; try again later.")
 
 
 class UpstreamError(ProxyError):

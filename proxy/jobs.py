@@ -11,14 +11,15 @@ import structlog
 
 from memory.embed import Embedder, embedder, serve_embeddings
 from memory.errors import StoreError
-from memory.items import Items
+from memory.identify import text_id
 from memory.models import ModelTable
 from memory.nouns import Clock, utc_now
 from memory.queue import RETRY_SECONDS, TELL_SECONDS, Handler, Scheduled, run_queue
 from memory.store.migrate import migrate
 from memory.store.pool import AWAY, Pool
 from memory.tokens import Counter
-from memory.worker import embed_line, hygiene, item_handlers, parse_payload
+from memory.whole import Memory, memory
+from memory.worker import embed_line, expire, hygiene, item_handlers, job_done, parse_payload
 from proxy import logs
 from proxy.config import Config
 from proxy.household import database
@@ -26,6 +27,7 @@ from proxy.wire.openai import message_of
 
 log = structlog.get_logger()
 
+EVERY_MINUTE = "* * * * *"
 AT_ONCE = 1  # job: the embedder has one thread
 
 
@@ -55,15 +57,21 @@ async def work(config: Config, dsn: str, model: Embedder | None, clock: Clock = 
     pool = Pool(dsn, size=3)
     await reach(dsn, pool)
     try:
-        items = Items(pool, Counter(), ModelTable(config.overrides), config.settings, clock, model)
-        handlers = item_handlers(pool, items, model)
+        whole = memory(pool, dsn, Counter(), ModelTable(config.overrides), config.settings, clock, model)
+        handlers = item_handlers(pool, whole.items, model, clock)
         if model is not None:
-            handlers.append(Handler("embed", line_embedder(pool, model), AT_ONCE))
-        cron = config.settings.hygiene.schedule
-        tidying = Scheduled("hygiene", cron, partial(hygiene, pool, items, model, clock))
-        await run_queue(dsn, handlers, [tidying] if cron else [])
+            handlers.append(Handler("embed", line_embedder(pool, model, clock), AT_ONCE))
+        await run_queue(dsn, handlers, schedules(config, pool, whole, model))
     finally:
         await pool.close()
+
+
+def schedules(config: Config, pool: Pool, whole: Memory, model: Embedder | None) -> list[Scheduled]:
+    expiring = Scheduled("expire", EVERY_MINUTE, partial(expire, pool, whole.humans, whole.clock))
+    cron = config.settings.hygiene.schedule
+    if not cron:
+        return [expiring]
+    return [expiring, Scheduled("hygiene", cron, partial(hygiene, pool, whole.items, model, whole.clock))]
 
 
 async def reach(dsn: str, pool: Pool) -> None:
@@ -80,9 +88,12 @@ async def reach(dsn: str, pool: Pool) -> None:
         await asyncio.sleep(RETRY_SECONDS)
 
 
-def line_embedder(pool: Pool, model: Embedder) -> Callable[[bytes | None], Awaitable[None]]:
+def line_embedder(pool: Pool, model: Embedder, clock: Clock) -> Callable[[bytes | None], Awaitable[None]]:
     async def embed(payload: bytes | None) -> None:
         tenant, node = parse_payload(payload)
-        log.info("embedded", messages=await embed_line(pool, model, message_of, tenant, node))
+        messages = await embed_line(pool, model, message_of, tenant, node)
+        log.info("embedded", messages=messages)
+        done = {"name": "embed", "turn": text_id(node), "messages": messages}
+        await job_done(pool, tenant, None, done, clock())
 
     return embed

@@ -9,6 +9,7 @@ from starlette.responses import PlainTextResponse, Response
 
 from memory.errors import NotFound, StoreError
 from memory.store.export import jobs_pending
+from memory.store.humans import questions_pending
 from proxy.chat import Parts
 from proxy.metrics import CONTENT_TYPE
 from proxy.rest.asking import refused
@@ -32,10 +33,15 @@ async def ready(request: Request) -> Response:
 
 async def metrics(request: Request) -> Response:
     parts = parts_of(request)
+    parts.metrics.listeners.set(len(parts.listeners))
     with suppress(StoreError):  # then the gauges stay as they were
         parts.metrics.spooled.set(await asyncio.to_thread(parts.recorder.spooled))
         async with parts.pool.connection(1) as connection:
-            parts.metrics.jobs.set(await jobs_pending(connection))
+            jobs, embedding = await jobs_pending(connection)
+            parts.metrics.jobs.set(jobs)
+            parts.metrics.embedding.set(embedding)
+            if parts.whole is not None:
+                parts.metrics.questions.set(await questions_pending(connection, parts.whole.clock()))
     return Response(parts.metrics.render(), media_type=CONTENT_TYPE.decode())
 
 

@@ -1,15 +1,32 @@
-"""Every metric, with unit and help. Labels come from small closed sets, so never a session or a model name."""
+"""Every metric, with unit and help. Labels come from small closed sets, so never a session or a client's word.
+
+A model is named where the shipped table or the operator names it; the others together are "other".
+"""
+
+from collections.abc import Collection
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from memory.meter import Meter
+from memory.nouns import HygieneReport, ItemForm
+from memory.store.usage import Spent
+from memory.table import known_name
+
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
+OTHER = "other"
 
 
-class Metrics:
-    """One registry for one process; `app.py` makes it."""
+class Metrics(Meter):
+    """One registry for one process; `app.py` makes it.
 
-    def __init__(self) -> None:
+    Args:
+        models: names of the models that have numbers of their own.
+    """
+
+    def __init__(self, models: Collection[str] = ()) -> None:
+        self._models = frozenset(models)
         self.registry = CollectorRegistry()
         r = self.registry
         self.requests = Counter(
@@ -39,6 +56,87 @@ class Metrics:
         self.database = Gauge("infold_database_available", "1 while the database answers.", registry=r)
         self.spooled = Gauge("infold_spooled_turns", "Turns that wait on disk for the database.", registry=r)
         self.jobs = Gauge("infold_jobs_pending", "Background jobs that wait or run.", registry=r)
+
+        self.used = Counter(
+            "infold_tokens",
+            "Tokens as providers count them: input, those of it that were cached, output.",
+            ["model", "kind"],
+            registry=r,
+        )
+        self.cost = Counter("infold_cost_usd", "US dollars that calls of models cost.", ["model"], registry=r)
+        self.direct_cost = Counter(
+            "infold_direct_cost_usd", "US dollars that the same calls would have cost directly.", ["model"], registry=r
+        )
+        self.own_cost = Counter(
+            "infold_own_cost_usd", "US dollars that our own calls of models cost, for summaries.", ["model"], registry=r
+        )
+        self.unpriced = Counter(
+            "infold_unpriced_calls", "Calls whose price is not known; no cost counts them.", ["model"], registry=r
+        )
+        self.utilization = Histogram(
+            "infold_context_utilization",
+            "Forwarded prompt as a share of the model's window, of chat turns.",
+            ["model"],
+            buckets=SHARES,
+            registry=r,
+        )
+        self.items_added = Counter("infold_items_added", "Items stored, by form.", ["form"], registry=r)
+        self.item_searches = Counter(
+            "infold_item_searches", "Searches of items, by plan: exact, bits, graph, words, none.", ["plan"], registry=r
+        )
+        self.item_search = Histogram(
+            "infold_item_search_seconds", "Seconds to search items.", buckets=SECONDS, registry=r
+        )
+        self.item_retrieve = Histogram(
+            "infold_item_retrieve_seconds", "Seconds to read an item by its id.", buckets=SECONDS, registry=r
+        )
+        self.hygiene_items = Counter(
+            "infold_hygiene_items",
+            "Items that POST hygiene compressed, archived, deleted, kept.",
+            ["action"],
+            registry=r,
+        )
+        self.isolated = Counter(
+            "infold_quarantined", "Contents isolated, by a person, a detector, a program.", ["by"], registry=r
+        )
+        self.questions = Gauge("infold_human_requests_pending", "Questions that wait for an answer.", registry=r)
+        self.embedding = Gauge("infold_items_embedding_pending", "Items that wait for their embedding.", registry=r)
+        self.listeners = Gauge("infold_event_listeners", "Open streams of events.", registry=r)
+
+    # What the memory tells.
+
+    def added(self, form: ItemForm) -> None:
+        self.items_added.labels(form.name.lower()).inc()
+
+    def searched(self, plan: str, seconds: float) -> None:
+        self.item_searches.labels(plan).inc()
+        self.item_search.observe(seconds)
+
+    def retrieved(self, seconds: float) -> None:
+        self.item_retrieve.observe(seconds)
+
+    def tidied(self, report: HygieneReport) -> None:
+        for action in ("compressed", "archived", "deleted", "kept"):
+            self.hygiene_items.labels(action).inc(getattr(report, action))
+
+    def quarantined(self, by: str) -> None:
+        self.isolated.labels(by).inc()
+
+    def spent(self, spent: Spent) -> None:
+        model = self.model(spent.model)
+        self.used.labels(model, "input").inc(spent.input_tokens)
+        self.used.labels(model, "cached").inc(spent.cached_tokens)
+        self.used.labels(model, "output").inc(spent.output_tokens)
+        if spent.cost_usd is None:
+            self.unpriced.labels(model).inc()
+            return
+        direct = spent.cost_usd if spent.direct_usd is None else spent.direct_usd
+        self.cost.labels(model).inc(spent.cost_usd)
+        self.direct_cost.labels(model).inc(max(0.0, direct))  # an estimate; a counter never falls
+
+    def model(self, name: str) -> str:
+        """A model's name as a label."""
+        return known_name(name, self._models) or OTHER
 
     def render(self) -> bytes:
         return generate_latest(self.registry)

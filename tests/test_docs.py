@@ -171,6 +171,13 @@ def test_the_metrics_table_is_that_of_the_code() -> None:
     assert text.count("`infold_") > 10
 
 
+def test_the_metrics_table_is_what_a_running_proxy_shows(proxy: object) -> None:
+    """Names and kinds, in both directions; prometheus-client adds the time when each began."""
+    told = dict(re.findall(r"^\| `(infold_\w+)` \| (\w+) \|", OPERATIONS.read_text(), re.MULTILINE))
+    shown = dict(re.findall(r"^# TYPE (\w+) (\w+)$", proxy.get("/metrics").text, re.MULTILINE))  # type: ignore[attr-defined]
+    assert told == {name: kind for name, kind in shown.items() if not name.endswith("_created")}
+
+
 def test_the_headers_in_the_readme_are_those_we_send() -> None:
     sources = "".join(path.read_text() for path in (TOP / "proxy").glob("*.py"))
     sent = set(re.findall(r'b"(x-infold-[a-z-]+)"', sources)) - {"x-infold-", "x-infold-memory"}

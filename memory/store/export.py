@@ -18,10 +18,12 @@ SEALED = "exists (select from infold.seals s where s.tenant = $1 and s.digest = 
 ODD_ROLE = "raw"  # a body that we did not understand
 
 
-async def jobs_pending(connection: asyncpg.Connection) -> int:
-    """Jobs that wait or run, of all tenants: a number, no content."""
-    count: int = await connection.fetchval("select count(*) from infold.pgqueuer")
-    return count
+async def jobs_pending(connection: asyncpg.Connection) -> tuple[int, int]:
+    """Jobs that wait or run, of all tenants, and those among them that embed items: numbers, no content."""
+    row = await connection.fetchrow(
+        "select count(*), count(*) filter (where entrypoint = 'embed_item') from infold.pgqueuer"
+    )
+    return row[0], row[1]
 
 
 async def load_turn(connection: asyncpg.Connection, tenant: bytes, node: bytes) -> dict[str, object]:

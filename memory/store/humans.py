@@ -62,6 +62,12 @@ async def expire(connection: asyncpg.Connection, tenant: bytes, now: datetime) -
     return rows
 
 
+async def questions_pending(connection: asyncpg.Connection, now: datetime) -> int:
+    """Of all tenants: a number, no content."""
+    count: int = await connection.fetchval("select infold.questions_pending($1)", now)
+    return count
+
+
 def request_of(row: asyncpg.Record, now: datetime) -> HumanRequest:
     status = HumanStatus(row["status"])
     if status is HumanStatus.PENDING and row["expires_at"] <= now:

@@ -231,6 +231,16 @@ async def holds(connection: asyncpg.Connection, tenant: bytes, id: UUID, digest:
     return row is not None
 
 
+async def session_of(connection: asyncpg.Connection, tenant: bytes, id: UUID) -> str | None:
+    """The name of an item's session; None: there is no such item."""
+    name: str | None = await connection.fetchval(
+        "select s.name from infold.items i join infold.states s on s.tenant = i.tenant and s.id = i.session"
+        " where i.tenant = $1 and i.id = $2",
+        tenant, id,
+    )  # fmt: skip
+    return name
+
+
 async def seal_item(connection: asyncpg.Connection, tenant: bytes, id: UUID, now: datetime) -> bool:
     """Put an item out of everybody's sight: no counter counts it, no search finds it. Belongs into a transaction."""
     old = await lock_item(connection, tenant, id)

@@ -31,12 +31,20 @@ Call = Callable[
 
 
 class Watch:
-    """Heard since it was made; `wait` gives True as soon as something was told."""
+    """Heard since it was made; `wait` gives True as soon as something was told.
+
+    `ended`: the program stops, and whoever waits should not wait on.
+    """
 
     def __init__(self) -> None:
+        self.ended = False
         self._told = asyncio.Event()
 
     def tell(self) -> None:
+        self._told.set()
+
+    def end(self) -> None:
+        self.ended = True
         self._told.set()
 
     async def wait(self, timeout_seconds: float) -> bool:
@@ -55,6 +63,14 @@ class Signals:
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._calls: dict[object, Call] = {}
+        self._watches: set[Watch] = set()
+        self._ended = False
+
+    def end(self) -> None:
+        """The program stops: wake all who wait, now and from now on."""
+        self._ended = True
+        for watch in tuple(self._watches):
+            watch.end()
 
     async def run(self) -> None:
         """Listen until cancelled; a lost connection is made again."""
@@ -81,9 +97,13 @@ class Signals:
                 watch.tell()
 
         stop = self.listen(call)
+        self._watches.add(watch)
+        if self._ended:
+            watch.end()
         try:
             yield watch
         finally:
+            self._watches.discard(watch)
             stop()
 
     async def _hear(self) -> None:
@@ -150,6 +170,13 @@ async def events_after(
         tenant, id, limit,
     )  # fmt: skip
     return tuple(event(row) for row in rows)
+
+
+async def newest_event(connection: asyncpg.Connection, tenant: bytes) -> UUID | None:
+    id: UUID | None = await connection.fetchval(
+        "select id from infold.events where tenant = $1 order by id desc limit 1", tenant
+    )
+    return id
 
 
 async def load_event(connection: asyncpg.Connection, tenant: bytes, id: UUID) -> Event | None:

@@ -11,6 +11,7 @@ from memory.forms import Standing, form_tokens
 from memory.hygiene import Case
 from memory.nouns import ItemForm, ItemStatus, Place
 from memory.store.items import be_patient
+from memory.store.usage import Spent
 from memory.working import HEAD_CHARS, Held
 
 HELD = (
@@ -141,21 +142,25 @@ async def has_shared(connection: asyncpg.Connection, tenant: bytes) -> bool:
     return found
 
 
-async def track_usage(
-    connection: asyncpg.Connection,
-    place: Place,
-    model: str,
-    input_tokens: int,
-    output_tokens: int,
-    cost_usd: float,
-    now: datetime,
-) -> None:
-    await connection.execute("select infold.enter($1, $2, $3, $4, $5)", place.tenant, place.id, place.name, model, now)
+async def track_usage(connection: asyncpg.Connection, place: Place, spent: Spent) -> bool:
+    """Write down a call and count it in its session, in one statement; False where it was written down before.
+
+    A connection may be lost between the commit and its word, so whoever tries again must not count twice.
+    """
     await connection.execute(
-        "update infold.states set input_tokens = input_tokens + $3, output_tokens = output_tokens + $4,"
-        " cost_usd = cost_usd + $5, updated_at = $6 where tenant = $1 and id = $2",
-        place.tenant, place.id, input_tokens, output_tokens, cost_usd, now,
+        "select infold.enter($1, $2, $3, $4, $5)", place.tenant, place.id, place.name, spent.model, spent.at
+    )
+    status = await connection.execute(
+        "with new as (insert into infold.usage (tenant, attempt, at, session, model, input_tokens, output_tokens,"
+        " cost_usd, direct_usd) values ($1, $3, $4, $5, $6, $7, $8, $9, $10) on conflict do nothing"
+        " returning input_tokens, output_tokens, cost_usd)"
+        " update infold.states s set input_tokens = s.input_tokens + new.input_tokens,"
+        " output_tokens = s.output_tokens + new.output_tokens, cost_usd = s.cost_usd + coalesce(new.cost_usd, 0),"
+        " updated_at = $4 from new where s.tenant = $1 and s.id = $2",
+        place.tenant, place.id, spent.attempt, spent.at, place.name, spent.model, spent.input_tokens,
+        spent.output_tokens, spent.cost_usd, spent.direct_usd,
     )  # fmt: skip
+    return str(status) == "UPDATE 1"
 
 
 async def load_cases(connection: asyncpg.Connection, place: Place, limit: int, archived: bool) -> list[Case]:
@@ -191,6 +196,12 @@ async def recount(connection: asyncpg.Connection, place: Place, now: datetime) -
 async def load_calendar(connection: asyncpg.Connection) -> list[bytes]:
     """The tenants that have items, those first that were tidied longest ago. Ids alone, so any connection may ask."""
     rows = await connection.fetch("select tenant from infold.calendar order by tidied nulls first, tenant")
+    return [row["tenant"] for row in rows]
+
+
+async def load_overdue(connection: asyncpg.Connection, now: datetime, oldest_event: datetime) -> list[bytes]:
+    """The tenants whose questions have expired by `now`, or that have events from before `oldest_event`."""
+    rows = await connection.fetch("select tenant from infold.overdue($1, $2)", now, oldest_event)
     return [row["tenant"] for row in rows]
 
 

@@ -158,6 +158,7 @@ create table infold.human_requests (
 );
 create index human_requests_pending on infold.human_requests (tenant, session, priority desc, created_at)
     where status = 'pending';
+create index human_requests_expiry on infold.human_requests (expires_at) where status = 'pending';
 
 create table infold.quarantine (
     tenant       bytea not null,
@@ -208,6 +209,7 @@ create table infold.events (
     at      timestamptz not null,
     primary key (tenant, id)
 );
+create index events_time on infold.events (at);
 
 -- What a turn cost and would have cost: one narrow row an attempt.
 create table infold.usage (
@@ -239,7 +241,7 @@ begin
     foreach name in array array['tenants', 'states', 'items', 'passages', 'vectors', 'tasks', 'dependencies', 'agents',
                                 'human_requests', 'quarantine', 'seals', 'audit', 'events', 'usage'] loop
         execute format('alter table infold.%I enable row level security', name);
-        if name <> 'passages' then  -- see infold.words
+        if name not in ('passages', 'human_requests', 'events') then  -- see infold.words, infold.overdue
             execute format('alter table infold.%I force row level security', name);
         end if;
         -- The subselect is asked once a query, not once a row.
@@ -480,5 +482,20 @@ begin
     left join infold.vectors v
     on v.tenant = p_tenant and v.item = b.item and v.space = p_space and v.ordinal = b.ordinal;
 end $$;
-revoke execute on function infold.words from public;
+
+-- Tenants that have questions whose time is over, or events older than p_oldest. As the owner, who alone sees all tenants
+-- (so the two tables have no FORCE); it gives ids alone, as infold.calendar does.
+create function infold.overdue(p_now timestamptz, p_oldest timestamptz) returns table (tenant bytea)
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select h.tenant from infold.human_requests h where h.status = 'pending' and h.expires_at <= p_now
+    union
+    select e.tenant from infold.events e where e.at < p_oldest
+$$;
+
+-- How many questions wait for an answer, of all tenants: a number for an operator.
+create function infold.questions_pending(p_now timestamptz) returns bigint
+language sql stable security definer set search_path = pg_catalog, pg_temp as $$
+    select count(*) from infold.human_requests h where h.status = 'pending' and h.expires_at > p_now
+$$;
+revoke execute on function infold.words, infold.overdue, infold.questions_pending from public;
 grant execute on all functions in schema infold to infold_app;

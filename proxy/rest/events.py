@@ -1,34 +1,44 @@
 """What happens, told as it happens: server-sent events of the caller's tenant."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from uuid import UUID
 
 import msgspec
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
-from memory.errors import Conflict, StoreError
+from memory.errors import StoreError
+from memory.events import Reading
 from memory.nouns import Event
-from memory.store.signals import events_after
+from memory.store.signals import Watch
+from proxy.errors import TooManyListeners
 from proxy.rest.asking import Asking
 
-KINDS = frozenset(
-    "rollover job human_request human_answer human_expired quarantine_proposed quarantine task session_deleted".split()
-)
-WHOLE_SECONDS = 60.0  # then a stream ends and its reader comes again, so that a server which stops need not wait
 PING_SECONDS = 15.0
 MOST_LISTENERS = 100  # in a process
-PAGE = 1_000
 
 
 async def stream(asking: Asking) -> Response:
     """From now on, or behind the event that `Last-Event-ID` names. No content is told, only ids and numbers."""
+    reading = await asking.memory.events.reading(asking.tenant, last_seen(asking))
     if len(asking.parts.listeners) >= MOST_LISTENERS:
-        raise Conflict(f"{MOST_LISTENERS} programs listen already")
-    last = last_seen(asking)
-    if last is None:
-        last = await newest(asking)
-    return StreamingResponse(tell(asking, last), media_type="text/event-stream", headers={"cache-control": "no-store"})
+        raise TooManyListeners(MOST_LISTENERS)
+    return EventStream(asking, reading)
+
+
+class EventStream(StreamingResponse):
+    """Counted among the listeners of the process from when it is made until it has ended, however that comes about."""
+
+    def __init__(self, asking: Asking, reading: Reading) -> None:
+        super().__init__(listen(asking, reading), media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self._listeners = asking.parts.listeners
+        self._listeners.add(self)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._listeners.discard(self)
 
 
 def last_seen(asking: Asking) -> UUID | None:
@@ -39,36 +49,26 @@ def last_seen(asking: Asking) -> UUID | None:
         return None
 
 
-async def newest(asking: Asking) -> UUID | None:
-    last = None
-    while page := await read(asking, last):
-        last = UUID(page[-1].id)
-    return last
+async def listen(asking: Asking, reading: Reading) -> AsyncIterator[bytes]:
+    with asking.memory.events.watch(asking.tenant) as watch:
+        yield b"retry: 1000\n\n"
+        async for part in told(reading, watch):
+            yield part
 
 
-async def read(asking: Asking, after: UUID | None) -> tuple[Event, ...]:
-    async with asking.parts.pool.tenant(asking.tenant) as connection:
-        return await events_after(connection, asking.tenant, after, PAGE)
+async def told(reading: Reading, watch: Watch, ping_seconds: float = PING_SECONDS) -> AsyncIterator[bytes]:
+    """Read, wait, read again, until this program stops or the listener leaves.
 
-
-async def tell(asking: Asking, last: UUID | None) -> AsyncIterator[bytes]:
-    """Subscribe, read, wait, read again: nothing falls between. The database keeps what a slow reader has not taken."""
-    me, end = object(), asyncio.get_running_loop().time() + WHOLE_SECONDS
-    asking.parts.listeners.add(me)
-    try:
-        with asking.memory.signals.watch(asking.tenant, KINDS) as watch:
-            yield b"retry: 1000\n\n"
-            while (left := end - asyncio.get_running_loop().time()) > 0:
-                try:
-                    for event in await read(asking, last):
-                        last = UUID(event.id)
-                        yield written(event)
-                except StoreError:  # the next ping asks again
-                    pass
-                if not await watch.wait(min(left, PING_SECONDS)):
-                    yield b": ping\n\n"
-    finally:
-        asking.parts.listeners.discard(me)
+    The watch was made before, so nothing falls between; the database keeps what a slow reader has not taken.
+    """
+    while not watch.ended:
+        try:
+            async for event in reading.more():
+                yield written(event)
+        except StoreError:  # after the next ping it is asked again
+            pass
+        if not await watch.wait(ping_seconds):
+            yield b": ping\n\n"
 
 
 def written(event: Event) -> bytes:

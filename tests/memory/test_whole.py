@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from memory.errors import NotFound
-from memory.identify import place
-from memory.models import ModelTable
+from memory.identify import new_id, place
+from memory.meter import UNCOUNTED, Meter
+from memory.models import ModelOverride, ModelTable
 from memory.nouns import Principal
 from memory.settings import Settings
 from memory.tokens import Counter
@@ -26,8 +27,8 @@ SECRET = f"the deployment key of the harbour crane is {KEY}"
 
 @pytest.fixture
 def make(pool, dsn):
-    def made(**settings):
-        return memory(pool, dsn, Counter(), ModelTable(), Settings(**settings), Hands(), WordVectors())
+    def made(meter=UNCOUNTED, **settings):
+        return memory(pool, dsn, Counter(), ModelTable(), Settings(**settings), Hands(), WordVectors(), meter=meter)
 
     return made
 
@@ -95,6 +96,33 @@ async def test_tokens_that_a_program_tracks_are_in_the_sums(make):
     (row,) = await whole.usage.sums(TENANT, "session")
     assert (row.key, row.input_tokens, row.output_tokens) == ("home", 1000, 100)
     assert row.bill_usd == (await whole.items.state(HOME, "gpt-4o")).token_usage_stats.total_cost > 0
+
+
+async def test_tokens_that_are_tracked_again_with_the_same_id_count_once(make):
+    """A call is tried again when a connection is lost, which may be after its commit."""
+    counted = []
+
+    class Counting(Meter):
+        def spent(self, spent):
+            counted.append(spent.attempt)
+
+    whole, id = make(meter=Counting()), new_id()
+    for _ in range(2):
+        await whole.items.track_usage(HOME, "gpt-4o", 1000, 100, id)
+    await whole.items.track_usage(HOME, "gpt-4o", 1, 1)
+    (row,) = await whole.usage.sums(TENANT, "session")
+    assert len(counted) == len(set(counted)) == 2
+    stats = (await whole.items.state(HOME, "gpt-4o")).token_usage_stats
+    assert (row.calls, row.input_tokens, row.output_tokens) == (2, 1001, 101)
+    assert (stats.input_tokens, stats.output_tokens) == (1001, 101)
+    assert stats.total_cost == pytest.approx(row.bill_usd)
+
+
+async def test_a_models_own_shares_count_whoever_asks(pool, dsn):
+    """The class, the proxy and the worker go by the same trigger and the same safe share."""
+    models = ModelTable({"own": ModelOverride(context_window=10_000, trigger_share=0.5, safe_share=0.2)})
+    whole = memory(pool, dsn, Counter(), models, Settings(), Hands(), WordVectors())
+    assert (await whole.items.working_context(HOME, "own")).available_tokens == 2_000
 
 
 def test_a_clock_without_a_zone_is_refused(pool, dsn):

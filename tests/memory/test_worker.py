@@ -3,19 +3,22 @@
 import asyncio
 import contextlib
 import random
+from datetime import timedelta
 from uuid import UUID
 
 import pytest
 
 from memory import worker
 from memory.errors import ModelError
+from memory.humans import Humans
 from memory.identify import place
 from memory.items import Items
 from memory.models import ModelTable
 from memory.queue import Handler, Scheduled, run_queue
 from memory.settings import Hygiene, Settings
 from memory.store.items import seal_item
-from memory.worker import embed_item, hygiene, item_handlers
+from memory.store.signals import Signals, events_after, tell
+from memory.worker import embed_item, expire, hygiene, item_handlers
 from tests.clock import Hands
 from tests.conversations import COUNTER, TENANT, prose
 from tests.memory.vectors import WordVectors
@@ -164,6 +167,65 @@ async def test_an_embedder_that_is_silent_is_asked_again_and_hygiene_asks_once_m
     await hygiene(pool, items, WordVectors(), hands)
     (payload,) = [row["payload"] for row in await owner.fetch("select payload from infold.pgqueuer")]
     assert worker.parse_item(payload) == (TENANT, UUID(id))
+
+
+async def events(pool, tenant=TENANT):
+    async with pool.tenant(tenant) as connection:
+        return await events_after(connection, tenant, None)
+
+
+async def test_a_job_that_is_done_is_told_with_ids_and_numbers_alone(items, pool, owner, hands):
+    id = (await add(items)).id
+    embed, tidy = item_handlers(pool, items, WordVectors(), hands)
+    await embed.run(f"{TENANT.hex()} {id}".encode())
+    await tidy.run(f"{TENANT.hex()} {HOME.id}".encode())
+    await hygiene(pool, items, None, hands)
+    embedded, tidied, cleaned = await events(pool)
+    assert {event.kind for event in (embedded, tidied, cleaned)} == {"job"}
+    count = await owner.fetchval("select count(*) from infold.passages")
+    assert (embedded.session_id, embedded.at) == ("home", hands.now)
+    assert embedded.data == {"name": "embed_item", "item_id": id, "passages": count}
+    kept = {"compressed": 0, "archived": 0, "deleted": 0, "kept": 1}
+    assert (tidied.session_id, tidied.data) == ("home", {"name": "tidy", **kept})
+    assert (cleaned.session_id, cleaned.data) == (None, {"name": "hygiene", "sessions": 1, **kept})
+
+
+async def test_a_job_whose_embedder_stays_silent_is_not_told_as_done(items, pool, hands, monkeypatch):
+    monkeypatch.setattr(worker, "TRY_AGAIN_SECONDS", 0.001)
+
+    class Silent(WordVectors):
+        async def embed(self, texts):
+            raise ModelError
+
+    id = (await add(items)).id
+    embed, _ = item_handlers(pool, items, Silent(), hands)
+    await embed.run(f"{TENANT.hex()} {id}".encode())
+    assert await events(pool) == ()
+
+
+async def test_each_minute_what_has_expired_is_written_down_and_old_events_go(pool, dsn, owner, hands):
+    humans = Humans(pool, hands, Signals(dsn), timedelta(hours=10))
+    mine, theirs = await humans.ask(HOME, "May I?"), await humans.ask(STRANGER, "And I?")
+    hands.forward(hours=9)
+    later = await humans.ask(HOME, "And this?")
+    proxied = bytes(15) + b"r"  # a tenant of the proxy alone
+    async with pool.tenant(proxied) as connection:
+        await tell(connection, proxied, "rollover", "s", {}, hands.now)
+
+    await expire(pool, humans, hands)
+    assert await owner.fetchval("select count(*) from infold.events") == 4
+    hands.forward(hours=2)
+    await expire(pool, humans, hands)
+    statuses = dict(await owner.fetch("select id::text, status from infold.human_requests"))
+    assert statuses == {mine.id: "expired", theirs.id: "expired", later.id: "pending"}
+    assert [event.data["hil_id"] for event in await events(pool) if event.kind == "human_expired"] == [mine.id]
+    hands.forward(hours=14)
+    await expire(pool, humans, hands)
+    assert [event.kind for event in await events(pool)] == ["human_request", "human_expired", "human_expired"]
+    assert [event.kind for event in await events(pool, STRANGER.tenant)] == ["human_expired"]
+    hands.forward(hours=9)
+    await expire(pool, humans, hands)
+    assert await events(pool, proxied) == ()
 
 
 async def test_hygiene_goes_through_all_tenants(items, pool, owner, hands):

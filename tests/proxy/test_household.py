@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -54,6 +55,27 @@ def test_a_running_stream_ends_whole_while_newcomers_are_refused(dsn, tmp_path, 
         assert got.count(b"word") == 22
         assert got.endswith(b"data: [DONE]\n\n")
         assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_streams_of_events_and_programs_that_wait_end_as_soon_as_the_server_is_told_to_stop(dsn, tmp_path, number):
+    """They would go on as long as somebody listens, and hold the server as long as `drain_seconds`."""
+    with ScriptedUpstream() as upstream, serving(upstream.url, dsn, tmp_path) as (process, url):
+        ours, waiting = f"{url}/memory-manager", HTTPConnection(url.removeprefix("http://"), timeout=30)
+        with httpx.stream("GET", f"{ours}/events", headers=HEADERS, timeout=30) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == "retry: 1000"
+            waiting.request("GET", "/memory-manager/hil/pending?wait=60", headers=HEADERS)
+            elsewhere = {**HEADERS, "x-session-id": "another"}
+            httpx.post(f"{ours}/hil/request", json={"question": "?"}, headers=elsewhere)
+            assert any(line == "event: human_request" for line in lines)
+            process.send_signal(number)
+            told = time.monotonic()
+            list(lines)  # to its proper end
+            assert json.loads(waiting.getresponse().read())["requests"] == []
+            assert time.monotonic() - told < 1.5
+        waiting.close()
+        assert process.wait(10) == 0
 
 
 def refused_in(url: str, seconds: float) -> bool:

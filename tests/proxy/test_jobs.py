@@ -1,0 +1,68 @@
+"""The job worker: what it does by the clock, and what it tells when a job is done."""
+
+import asyncio
+
+from memory.humans import WAIT_SECONDS
+from memory.identify import place, text_id
+from memory.models import ModelTable
+from memory.recorder import Recorder
+from memory.spool import Spool
+from memory.store.signals import events_after
+from memory.tokens import Counter
+from memory.whole import memory
+from proxy.config import Config
+from proxy.jobs import line_embedder, schedules, work
+from tests.clock import Hands
+from tests.conversations import TENANT, user
+from tests.memory.store.test_turns import answers, asked_for, whole_turn
+from tests.memory.test_worker import LONG, until
+from tests.memory.vectors import WordVectors
+
+HOME = place(TENANT, "home")
+
+
+def whole_of(pool, dsn, config, hands, model=None):
+    return memory(pool, dsn, Counter(), ModelTable(), config.settings, hands, model)
+
+
+def test_questions_and_events_are_looked_at_each_minute_and_hygiene_where_it_is_set(pool, dsn):
+    for cron, names in (("", ["expire"]), ("17 3 * * *", ["expire", "hygiene"])):
+        config = Config(hygiene={"schedule": cron})
+        made = schedules(config, pool, whole_of(pool, dsn, config, Hands()), None)
+        assert [scheduled.name for scheduled in made] == names
+        assert made[0].cron == "* * * * *"
+
+
+async def test_what_is_scheduled_each_minute_expires_questions(pool, dsn, owner):
+    hands, config = Hands(), Config()
+    whole = whole_of(pool, dsn, config, hands)
+    await whole.humans.ask(HOME, "May I?")
+    hands.forward(hours=25)
+    await schedules(config, pool, whole, None)[0].run()
+    assert await owner.fetchval("select status from infold.human_requests") == "expired"
+
+
+async def test_a_line_that_is_embedded_is_told_by_its_turn(pool, dsn, tmp_path):
+    hands, asked = Hands(), asked_for([user("a quokka called Marvin")])
+    await whole_turn(Recorder(pool, Spool(tmp_path / "turns")), asked, answers("Noted."))
+    await line_embedder(pool, WordVectors(), hands)(f"{TENANT.hex()} {asked.line.tip.hex()}".encode())
+    async with pool.tenant(TENANT) as connection:
+        (event,) = await events_after(connection, TENANT, None)
+    assert (event.kind, event.at) == ("job", hands.now)
+    assert event.data == {"name": "embed", "turn": text_id(asked.line.tip), "messages": 1}
+
+
+async def test_the_worker_takes_jobs_and_tells_that_they_are_done(pool, dsn):
+    hands, config = Hands(), Config(database_url=dsn)
+    item = await whole_of(pool, dsn, config, hands, WordVectors()).items.add(HOME, "gpt-4o", LONG, "note")
+    working = asyncio.create_task(work(config, dsn, WordVectors(), hands))
+
+    async def told():
+        async with pool.tenant(TENANT, WAIT_SECONDS) as connection:
+            return [event.data.get("item_id") for event in await events_after(connection, TENANT, None)] == [item.id]
+
+    try:
+        await until(told)
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
