@@ -10,6 +10,7 @@ from uuid import UUID
 
 import numpy as np
 import structlog
+from msgspec import structs
 from numpy.typing import NDArray
 
 from memory.bounded import Bounded
@@ -18,7 +19,7 @@ from memory.embed import Embedder
 from memory.errors import ModelError
 from memory.find import Candidate, Hit, Vocabulary, Wanted, fuse, passage_scores, space_id, vocabulary, wanted
 from memory.store.items import ItemRow, load_items
-from memory.store.passages import Around, Scope, find_words, load_around, sample_terms, search_items
+from memory.store.passages import Around, Scope, find_words, load_around, load_named, sample_terms, search_items
 from memory.store.pool import Pool
 
 log = structlog.get_logger()
@@ -33,6 +34,9 @@ VOCABULARY_SECONDS = 600.0
 GROWTH, GROWN_PASSAGES = 0.1, 10  # a tenant's passages may grow so much before its words are counted again
 LATE_VECTORS = 5  # found passages that are embedded on the spot
 QUERY_CHARS = 16_384
+TOKEN_CHARS = 8  # more of a named item than so many characters a token is not read
+LEAST_NAMED = 32  # tokens; less of a named item says nothing
+NAMED = 1.0  # the score of what is named
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +151,14 @@ class Finder:
             parts = await load_around(connection, scope.tenant, [passage for _, passage in best], whole_tokens)
         return pack(parts, [best[part.place][0] for part in parts], room_tokens, count)
 
+    async def named(
+        self, scope: Scope, tails: Sequence[bytes], room_tokens: int, count: CountTokens
+    ) -> tuple[Quote, ...]:
+        """Items by the last bytes of their ids, whole while they fit; the first that does not as far as it does."""
+        async with self._pool.tenant(scope.tenant, SEARCH_SECONDS) as connection:
+            parts = await load_named(connection, scope, tails, room_tokens * TOKEN_CHARS)
+        return await asyncio.to_thread(fill, parts, room_tokens, count)
+
     async def _vector(self, query: str) -> Floats | None:
         if self._embedder is None:
             return None
@@ -188,6 +200,23 @@ def pack(parts: Sequence[Around], scores: Sequence[float], room_tokens: int, cou
         if tokens <= room_tokens:
             room_tokens -= tokens
             taken.append(quoted(part, tokens, score))
+    return tuple(taken)
+
+
+def fill(parts: Sequence[Around], room_tokens: int, count: CountTokens) -> tuple[Quote, ...]:
+    """Parts in their order until the room is full; the last one may be cut."""
+    taken: list[Quote] = []
+    for part in parts:
+        tokens = count(part.text)
+        if tokens > room_tokens:
+            if room_tokens < LEAST_NAMED:
+                break
+            stop = int(len(part.text) * room_tokens / tokens * 0.9)
+            part = structs.replace(part, text=part.text[:stop], stop=stop, whole=False)
+            tokens = count(part.text)
+        if tokens <= room_tokens:
+            taken.append(quoted(part, tokens, NAMED))
+        room_tokens -= tokens
     return tuple(taken)
 
 

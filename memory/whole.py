@@ -58,6 +58,7 @@ def memory(
         pool, counter, models, settings, clock, embedder, summarize, detect=secrets_in, on_found=quarantine.found
     )
     quarantine.restore_with(items.restore)
+    signals.listen(items.heard)
     return Memory(
         items=items,
         board=Board(pool, clock),
