@@ -50,6 +50,7 @@ def told_block(block: Block) -> dict[str, object]:
         "tokens": block.tokens,
         "kept_tokens": block.kept_tokens,
         "quotes": quotes,
+        "items": block.items,
     }
 
 

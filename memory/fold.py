@@ -114,6 +114,11 @@ def hides_newest_user(line: Line, frozen: Frozen) -> bool:
     return not any(part.start <= user < part.stop for part in kept_parts(frozen))
 
 
+def seen_from(blocks: Iterable[Block], session: str | None) -> tuple[Block, ...]:
+    """Without blocks whose items were brought for another session: the same line may be sent under two names."""
+    return tuple(block for block in blocks if not block.items or block.session == session)
+
+
 def standing_blocks(
     counted: Counted, frozen: Frozen | None, blocks: Iterable[Block], budget: Budget, prices: Prices
 ) -> dict[int, Block]:

@@ -195,6 +195,16 @@ def stretch_hint(last_node: bytes) -> str:
     return b32encode(last_node[5:10]).decode().lower()
 
 
+def item_hint(id: UUID) -> str:
+    """The id of a stored item as it stands in `[#...]`: 8 characters."""
+    return b32encode(id.bytes[-5:]).decode().lower()
+
+
+def item_tail(hint: str) -> bytes:
+    """The last bytes of the item's id that a hint names."""
+    return b32decode(hint.upper())
+
+
 def newest_user(messages: Sequence[Message]) -> int | None:
     """The position of the newest user message."""
     return next((i for i in range(len(messages) - 1, -1, -1) if messages[i].role == "user"), None)

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -16,10 +17,10 @@ from memory import check
 from memory.bounded import Bounded
 from memory.digest.fit import CountTokens
 from memory.embed import Embedder
-from memory.errors import InvalidRequest, ModelError, NotFound
+from memory.errors import InvalidRequest, ModelError, NotFound, StoreError
 from memory.find import kind_id, space_id
 from memory.forms import budget_tokens, fill
-from memory.identify import new_id
+from memory.identify import item_tail, new_id
 from memory.meter import UNCOUNTED, Meter
 from memory.models import ModelTable
 from memory.nouns import (
@@ -35,6 +36,7 @@ from memory.nouns import (
     WorkingContext,
     utc_now,
 )
+from memory.presence import Presence
 from memory.rows import exported, found_item, item_of, read_cursor, row_of, scope_of, status_of, text_of, write_cursor
 from memory.search import Finder, Quote
 from memory.settings import Settings
@@ -56,7 +58,8 @@ from memory.store.items import (
 )
 from memory.store.passages import Scope, save_vectors
 from memory.store.pool import Pool
-from memory.store.states import has_shared, load_names, load_state
+from memory.store.signals import nudge
+from memory.store.states import has_items, load_names, load_state
 from memory.tokens import Counter
 
 Floats = NDArray[np.float32]
@@ -70,6 +73,7 @@ MOST_QUERY_CHARS = 100_000
 RECALLED = 8
 RECALL_FLOOR = 0.35
 RECALL_WHOLE_TOKENS = 400
+PRESENCE_KINDS = ("items", "quarantine", "session_deleted", "erase", "again")  # signals after which one looks again
 
 
 Detect = Callable[[str], Sequence[Any]]  # what a text holds that is secret
@@ -107,7 +111,7 @@ class Items:
         self._states = States(pool, self._profiles, self._finder, settings, clock, self._meter)
         self._stored: Bounded[UUID, int] = Bounded(4_096)  # tokens of a session as last seen
         self._names: Bounded[UUID, str] = Bounded(65_536)  # of sessions; they never change
-        self._shared: Bounded[bytes, bool] = Bounded(4_096)
+        self._presence = Presence()
 
     # Adding.
 
@@ -195,9 +199,16 @@ class Items:
         self._stored.put(place.id, added.tokens)
         self._names.put(place.id, place.name)
         self._finder.grown(place.tenant, len(new.text.passages))
-        if new.shared:
-            self._shared.put(place.tenant, True)
+        if added.added and not sealed and (new.shared or added.tokens <= new.text.tokens):
+            await self._announce(place.tenant)
         return added
+
+    async def _announce(self, tenant: bytes) -> None:
+        """Where there was nothing to recall there may be something now: all processes look again, at once or soon."""
+        self._presence.changed(tenant)
+        with suppress(StoreError):
+            async with self._pool.connection(ADD_SECONDS) as connection:
+                await nudge(connection, tenant, "items")
 
     async def _save(self, tenant: bytes, new: NewItem, vectors: Floats) -> None:
         assert self._embedder is not None
@@ -296,24 +307,45 @@ class Items:
     def _name(self, row: ItemRow) -> str:
         return self._names.get(row.session) or str(row.session)
 
-    async def has_shared(self, tenant: bytes) -> bool:
-        """Whether the tenant has items that all its sessions see; once seen, remembered."""
-        if self._shared.get(tenant) is None:
-            async with self._pool.tenant(tenant, READ_SECONDS) as connection:
-                self._shared.put(tenant, await has_shared(connection, tenant))
-        return bool(self._shared.get(tenant))
+    async def has_any(self, tenant: bytes, place: Place | None) -> bool:
+        """Whether `recall` can find anything. What was seen is remembered until a signal says otherwise."""
+        for session in place.scope if place else [NIL]:
+            known, now = self._presence.get(tenant, session), self._presence.now()
+            if known is None:
+                async with self._pool.tenant(tenant, READ_SECONDS) as connection:
+                    known = await has_items(connection, tenant, session)
+                self._presence.put(tenant, session, known, now)
+            if known:
+                return True
+        return False
 
-    def forget_shared(self) -> None:
-        """Another process may have added or removed shared items."""
-        self._shared.clear()
+    def heard(self, tenant: bytes | None, kind: str, id: str) -> None:
+        """A listener of signals: what another process stored may be the first there is."""
+        if kind in PRESENCE_KINDS:
+            self._presence.changed(tenant)
 
     async def recall(
-        self, tenant: bytes, place: Place | None, text: str, room_tokens: int, count: CountTokens
+        self,
+        tenant: bytes,
+        place: Place | None,
+        text: str,
+        room_tokens: int,
+        count: CountTokens,
+        hints: Sequence[str] = (),
     ) -> tuple[Quote, ...]:
-        """What belongs beside a message of a conversation: of its named session and shared, or shared items alone."""
+        """What belongs beside a message of a conversation: of its named session and shared, or shared items alone.
+
+        Args:
+            hints: ids that the message names; these items come first.
+        """
         scope = Scope(tenant, place.scope if place else [NIL])
-        quotes = await self._finder.quotes(scope, text, room_tokens, RECALL_WHOLE_TOKENS, count, RECALL_FLOOR)
-        return quotes[:RECALLED]
+        tails = [item_tail(hint) for hint in hints]
+        named = await self._finder.named(scope, tails, room_tokens, count) if tails else ()
+        room, taken = room_tokens - sum(quote.tokens for quote in named), {quote.item for quote in named}
+        if room <= 0 or not text.strip():
+            return named
+        quotes = await self._finder.quotes(scope, text, room, RECALL_WHOLE_TOKENS, count, RECALL_FLOOR)
+        return named + tuple(quote for quote in quotes if quote.item not in taken)[:RECALLED]
 
     # Changing.
 
@@ -387,6 +419,8 @@ class Items:
             if sealed:
                 await seal_item(connection, tenant, old.id, self._clock())
         self._stored.drop(old.session)
+        if changes.archived is False:
+            await self._announce(tenant)
         if isinstance(changes.text, Text):
             self._finder.grown(tenant, len(changes.text.passages))
         if found and self._on_found is not None:
@@ -405,7 +439,7 @@ class Items:
         if not gone:
             raise NotFound
         self._stored.clear()
-        self._shared.clear()
+        self._presence.changed(tenant)
 
     async def compress(self, content: object, content_type: object, strategy: object, model: str) -> str:
         """A shorter text: a model's where one is set and answers, else the digest."""

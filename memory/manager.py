@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from memory.assemble import Counted, assemble, displaced
 from memory.bounded import Bounded
+from memory.bring import Bring
 from memory.budget import budget as budget_for
 from memory.embed import Embedder
 from memory.errors import CannotFit, InvalidRequest, ModelError, StoreError
@@ -25,6 +26,7 @@ from memory.fold import (
     block_room,
     cut_to_fit,
     saved_input,
+    seen_from,
     spent_on_blocks,
     standing_blocks,
     usable,
@@ -72,12 +74,14 @@ class MemoryManager:
         models: ModelTable,
         counter: Counter,
         embedder: Embedder | None = None,
+        bring: Bring | None = None,
     ) -> None:
         self._settings = settings
         self._pool = pool
         self._recorder = recorder
         self._counter = counter
         self._embedder = embedder
+        self._bring = bring
         self.models = models
         self.spending = Spending(pool)
         self._frozen: Bounded[bytes, Frozen] = Bounded(FOLDS_BYTES, frozen_bytes)
@@ -196,7 +200,8 @@ class MemoryManager:
         before = usable(counted.line, [frozen for _, frozen in state.frozen])
         prices = wire.model.prices or RELATIVE_PRICES
         cold = state.age_seconds is None or state.age_seconds > prices.cache_seconds
-        blocks = standing_blocks(counted, before, state.blocks, budget, prices)
+        visible = seen_from(state.blocks, wire.caller.label)
+        blocks = standing_blocks(counted, before, visible, budget, prices)
         standing = Standing(counted, budget, prices, before, blocks, cold)
         why = standing.why()
         if why and away and standing.tokens <= budget.limit:
@@ -328,6 +333,8 @@ class MemoryManager:
         search = replace(search, similar=await self._similar(caller, search))
         thrifty = room.scarce and not standing.cold
         block = await asyncio.to_thread(reinject, search, room.stays, room.once, thrifty, standing.cold)
+        if self._bring is not None:
+            block = await self._bring.into(block, caller, search, tuple(standing.blocks.values()), room)
         paid = block.kept_tokens if standing.cold else max(block.kept_tokens, block.filled_tokens)
         return replace(block, paid_tokens=paid)
 

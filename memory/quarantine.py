@@ -33,7 +33,7 @@ from memory.store.quarantine import (
     set_released,
     take_away,
 )
-from memory.store.sealed import withdraw
+from memory.store.sealed import withdraw, withdraw_brought
 from memory.store.signals import tell
 from memory.tokens import Counter
 
@@ -107,6 +107,7 @@ class Quarantine:
             await drop_proposal(connection, place.tenant, proposal_id(place.tenant, said))
             await save_context(connection, place, context, said, [row["id"] for row in rows], stored)
             messages = await withdraw(connection, place.tenant, words)
+            await withdraw_brought(connection, place.tenant, [row["id"] for row in rows], words)
             await save_seals(connection, place.tenant, context.thread_id, [text_digest(said), *messages])
             numbers = {"items": len(rows), "messages": len(messages), "tokens": context.token_count}
             await audit(connection, place.tenant, actor, "quarantine.isolate", context.id, numbers, now)

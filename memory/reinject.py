@@ -14,7 +14,7 @@ from memory.identify import Line, message_hint
 from memory.lexical import Terms
 from memory.messages import Message
 from memory.plan import MESSAGE_TOKENS, CountTokens, Writer
-from memory.prompts import Quoted, block_text, hints_in
+from memory.prompts import Noted, Quoted, block_text, hints_in
 from memory.types import Block, Frozen, Quote, Stretch
 
 FRAME = rank.Frame(message=4, run=14)  # what quoting costs beside the text, as `prompts.quote_text` writes it
@@ -40,6 +40,7 @@ class Search(msgspec.Struct, frozen=True):
     writer: Writer
     nonce: str
     floor: float
+    notes: tuple[Noted, ...] = ()  # stored items that stand before the quotes
 
     @property
     def line(self) -> Line:
@@ -225,10 +226,10 @@ def fitting(search: Search, positions: Sequence[int], room: int, why: str) -> tu
 
 
 def render(search: Search, quotes: Sequence[Quote]) -> tuple[bytes, int]:
-    """The block's message and its tokens; nothing for no quotes."""
-    if not quotes:
+    """The block's message and its tokens; nothing for no quotes and no notes."""
+    if not quotes and not search.notes:
         return b"", 0
-    text = block_text(search.nonce, [quoted(search, quote) for quote in quotes])
+    text = block_text(search.nonce, [quoted(search, quote) for quote in quotes], search.notes)
     return search.writer.message("user", text), search.count(text) + MESSAGE_TOKENS
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import numpy as np
 import structlog
+from msgspec import structs
 from numpy.typing import NDArray
 
 from memory.bounded import Bounded
@@ -19,7 +20,16 @@ from memory.errors import ModelError
 from memory.find import Candidate, Hit, Vocabulary, Wanted, fuse, passage_scores, space_id, vocabulary, wanted
 from memory.meter import UNCOUNTED, Meter
 from memory.store.items import ItemRow, load_items
-from memory.store.passages import EXACT_ROWS, Around, Scope, find_words, load_around, sample_terms, search_items
+from memory.store.passages import (
+    EXACT_ROWS,
+    Around,
+    Scope,
+    find_words,
+    load_around,
+    load_named,
+    sample_terms,
+    search_items,
+)
 from memory.store.pool import Pool
 
 log = structlog.get_logger()
@@ -31,12 +41,14 @@ QUERY_SECONDS = 2.0  # for the embedding of a query; then words search alone
 PASSAGES = 50  # that each side finds, at least
 QUOTED_PASSAGES = 1_000  # that are looked at for a working context, half of them from either side
 LEAST_QUOTED_TOKENS = 32  # of a passage, about: more of them than so have room are not looked at
-THOROUGH_ROWS = 50_000  # vectors that a working context compares, each with the question: a tenth of a second
 NEAREST, REACH = 24, 2  # so many of the best come with so many neighbours on each side, the others alone
 VOCABULARY_SECONDS = 600.0
 GROWTH, GROWN_PASSAGES = 0.1, 10  # a tenant's passages may grow so much before its words are counted again
 LATE_VECTORS = 5  # found passages that are embedded on the spot
 QUERY_CHARS = 16_384
+TOKEN_CHARS = 8  # more of a named item than so many characters a token is not read
+LEAST_NAMED = 32  # tokens; less of a named item says nothing
+NAMED = 1.0  # the score of what is named
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +164,18 @@ class Finder:
         return found
 
     async def quotes(
-        self, scope: Scope, query: str, room_tokens: int, whole_tokens: int, count: CountTokens, floor: float = 0.0
+        self,
+        scope: Scope,
+        query: str,
+        room_tokens: int,
+        whole_tokens: int,
+        count: CountTokens,
+        floor: float = 0.0,
+        exact: int = EXACT_ROWS,
     ) -> tuple[Quote, ...]:
         """The passages that answer best and fit, the first with neighbours; items up to `whole_tokens` come whole."""
         most = max(PASSAGES, min(QUOTED_PASSAGES, room_tokens // LEAST_QUOTED_TOKENS))
-        found = await self.find(scope, query, max(PASSAGES, most // 2), exact=THOROUGH_ROWS)
+        found = await self.find(scope, query, max(PASSAGES, most // 2), exact=exact)
         best = [(score, passage) for score, passage in found.passages() if score >= floor][:most]
         if not best:
             return ()
@@ -164,6 +183,14 @@ class Finder:
         async with self._pool.tenant(scope.tenant, SEARCH_SECONDS) as connection:
             parts = await load_around(connection, scope.tenant, passages, reaches, whole_tokens)
         return pack(parts, [best[part.place][0] for part in parts], room_tokens, count)
+
+    async def named(
+        self, scope: Scope, tails: Sequence[bytes], room_tokens: int, count: CountTokens
+    ) -> tuple[Quote, ...]:
+        """Items by the last bytes of their ids, whole while they fit; the first that does not as far as it does."""
+        async with self._pool.tenant(scope.tenant, SEARCH_SECONDS) as connection:
+            parts = await load_named(connection, scope, tails, room_tokens * TOKEN_CHARS)
+        return await asyncio.to_thread(fill, parts, room_tokens, count)
 
     async def _vector(self, query: str) -> Floats | None:
         if self._embedder is None:
@@ -228,6 +255,23 @@ def joined(better: Quote, other: Quote, count: CountTokens) -> Quote:
     first, last = sorted((better, other), key=lambda quote: quote.start)
     text = first.text + last.text[max(0, first.stop - last.start) :]
     return replace(better, start=first.start, stop=max(first.stop, last.stop), text=text, tokens=count(text))
+
+
+def fill(parts: Sequence[Around], room_tokens: int, count: CountTokens) -> tuple[Quote, ...]:
+    """Parts in their order until the room is full; the last one may be cut."""
+    taken: list[Quote] = []
+    for part in parts:
+        tokens = count(part.text)
+        if tokens > room_tokens:
+            if room_tokens < LEAST_NAMED:
+                break
+            stop = int(len(part.text) * room_tokens / tokens * 0.9)
+            part = structs.replace(part, text=part.text[:stop], stop=stop, whole=False)
+            tokens = count(part.text)
+        if tokens <= room_tokens:
+            taken.append(quoted(part, tokens, NAMED))
+        room_tokens -= tokens
+    return tuple(taken)
 
 
 def quoted(part: Around, tokens: int, score: float) -> Quote:

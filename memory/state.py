@@ -56,6 +56,7 @@ log = structlog.get_logger()
 
 READ_SECONDS = 5.0
 WRITE_SECONDS = 60.0
+THOROUGH_ROWS = 50_000  # vectors up to which each is compared for a working context: a tenth of a second
 UNKNOWN_WINDOW = 8_192  # tokens, of a model that nobody knows
 MOST_LISTED = 1_000
 MOST_TENDED = 10_000  # items of a session in one run of hygiene
@@ -148,7 +149,8 @@ class States:
             asked = check.text(query, "query")
             scope = Scope(place.tenant, place.scope)
             whole = int(room * WHOLE_SHARE)
-            quotes = await self._finder.quotes(scope, asked, int(room * QUERY_SHARE), whole, profile.count)
+            half = int(room * QUERY_SHARE)
+            quotes = await self._finder.quotes(scope, asked, half, whole, profile.count, exact=THOROUGH_ROWS)
         left = room - sum(quote.tokens for quote in quotes)
         async with self._pool.tenant(place.tenant, READ_SECONDS) as connection:
             held = await load_held(connection, place)

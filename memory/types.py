@@ -111,6 +111,19 @@ class Quote(msgspec.Struct, frozen=True):
     id: str = ""  # 8 base32 characters: of the message
 
 
+class Brought(msgspec.Struct, frozen=True):
+    """A stored item, or a part of one, inside a re-injected block."""
+
+    id: str  # UUID
+    hint: str  # 8 base32 characters
+    content_type: str
+    start: int  # characters of its content
+    stop: int
+    tokens: int
+    score: float  # 1.0: the message named it
+    digest: str  # of the words: the same ones do not come twice
+
+
 class Block(msgspec.Struct, frozen=True):
     """Earlier messages, quoted directly before the user message at `position`; empty when nothing was relevant.
 
@@ -126,6 +139,8 @@ class Block(msgspec.Struct, frozen=True):
     paid_tokens: int = 0  # what it took from the session's allowance; see prices.block_allowance
     quotes: tuple[Quote, ...] = ()  # of `kept`
     filled_quotes: tuple[Quote, ...] = ()
+    items: tuple[Brought, ...] = ()  # stored ones, before the quotes
+    session: str | None = None  # that the conversation named when they were brought
 
     @property
     def raw(self) -> bytes:

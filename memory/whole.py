@@ -69,6 +69,7 @@ def memory(
         meter,
     )  # fmt: skip
     quarantine.restore_with(items.restore)
+    signals.listen(items.heard)
     return Memory(
         items=items,
         board=Board(pool, clock),

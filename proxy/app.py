@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from memory.bring import Bring
 from memory.digest.fit import CountTokens
 from memory.embed import Embedder, embedder
 from memory.errors import SpoolError, StoreError
@@ -117,11 +118,11 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     client = await stack.enter_async_context(httpx.AsyncClient())
     embedding = embedder_for(config)
     counter = Counter()
-    manager = MemoryManager(config.settings, pool, recorder, models, counter, embedding)
     programs = Pool(dsn, size=4)  # of their own: a timeout shuts the gate of a pool for all who use it
     stack.push_async_callback(programs.close)
     shorter = summarizer_for(config, models, counter, metrics)
     whole = memory(programs, dsn, counter, models, config.settings, clock, embedding, shorter, metrics)
+    manager = MemoryManager(config.settings, pool, recorder, models, counter, embedding, Bring(whole.items))
     stack.callback(whole.signals.listen(manager.heard))
     stack.callback(asyncio.create_task(whole.signals.run()).cancel)
     stack.enter_context(told_to_stop(whole.signals.end))

@@ -1,11 +1,19 @@
-"""Stored messages that hold a text in quarantine: what was made of them goes, they themselves stay for their line."""
+"""What conversations hold of a text in quarantine: what was made of messages goes, they themselves stay for their line.
+
+Blocks that brought an item back go with the item, and with what it said, should it be gone or changed by now.
+"""
 
 from collections.abc import Sequence
+from uuid import UUID
 
 import asyncpg
 import orjson
 
-from memory.seal import holds, needle
+from memory.identify import item_hint
+from memory.prompts import note_mark
+from memory.seal import SHORT_CHARS, holds, needle
+from memory.store.turns import decode_fold
+from memory.types import Block
 
 PREFETCH = 200
 DERIVED = ("forwarded", "stretches", "block")  # of an attempt's record: text of ours that may tell what was said
@@ -54,11 +62,43 @@ async def behind(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[
     return list(known)
 
 
+async def withdraw_brought(connection: asyncpg.Connection, tenant: bytes, items: Sequence[UUID], text: str) -> None:
+    """Delete the blocks that brought items, or the text, and take them out of the records of turns they stood in."""
+    marks = [note_mark(item_hint(id)).encode() for id in items]
+    words = marks if len(text.strip()) < SHORT_CHARS else [*marks, needle(text)]  # an empty one stands everywhere
+    telling = "tenant = $1 and exists (select from unnest($2::bytea[]) as word where position(word in {}) > 0)"
+    blocks = f"select node, data from infold.folds where kind = 'block' and {telling.format('data')}"
+    nodes = [
+        row["node"]
+        async for row in connection.cursor(blocks, tenant, words, prefetch=PREFETCH)
+        if tells_block(row["data"], marks, text)
+    ]
+    await connection.execute(
+        "delete from infold.folds where tenant = $1 and kind = 'block' and node = any($2)", tenant, nodes
+    )
+    attempts = f"select id, record from infold.attempts where {telling.format('record')}"
+    rows = connection.cursor(attempts, tenant, words, prefetch=PREFETCH)
+    await redact_rows(connection, tenant, [row async for row in rows if tells(row["record"], marks, text)])
+
+
+def tells_block(data: bytes, marks: Sequence[bytes], text: str) -> bool:
+    block = decode_fold("block", data)
+    return isinstance(block, Block) and any(tells(raw, marks, text) for raw in (block.kept, block.filled) if raw)
+
+
+def tells(raw: bytes, marks: Sequence[bytes], text: str) -> bool:
+    return any(mark in raw for mark in marks) or holds(raw, text)
+
+
 async def redact(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[bytes]) -> None:
     """Take out of the records of turns what may tell a text; the numbers stay."""
     rows = await connection.fetch(
         "select id, record from infold.attempts where tenant = $1 and node = any($2)", tenant, nodes
     )
+    await redact_rows(connection, tenant, rows)
+
+
+async def redact_rows(connection: asyncpg.Connection, tenant: bytes, rows: Sequence[asyncpg.Record]) -> None:
     changed = []
     for row in rows:
         record = orjson.loads(row["record"])

@@ -160,6 +160,11 @@ async def tell(
     return id
 
 
+async def nudge(connection: asyncpg.Connection, tenant: bytes, kind: str) -> None:
+    """Tell the other processes to drop what they know, without an event."""
+    await connection.execute("select pg_notify($1, $2)", CHANNEL, f"{tenant.hex()} {kind} -")
+
+
 async def events_after(
     connection: asyncpg.Connection, tenant: bytes, id: UUID | None, limit: int = 1_000
 ) -> tuple[Event, ...]:

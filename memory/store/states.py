@@ -9,7 +9,7 @@ import msgspec
 
 from memory.forms import Standing, form_tokens
 from memory.hygiene import Case
-from memory.nouns import ItemForm, ItemStatus, Place
+from memory.nouns import NIL, ItemForm, ItemStatus, Place
 from memory.store.items import be_patient
 from memory.store.usage import Spent
 from memory.working import HEAD_CHARS, Held
@@ -134,12 +134,14 @@ def held_of(row: asyncpg.Record) -> Held:
     return Held(**{**dict(row), "form": ItemForm(row["form"])})
 
 
-async def has_shared(connection: asyncpg.Connection, tenant: bytes) -> bool:
-    """Whether a tenant has items that all its sessions see."""
-    found: bool = await connection.fetchval(
-        "select exists (select from infold.items where tenant = $1 and shared and status = 0)", tenant
-    )
-    return found
+async def has_items(connection: asyncpg.Connection, tenant: bytes, session: UUID) -> bool:
+    """Whether a session has active items; the session NIL has those that all of the tenant's see."""
+    some = "select exists (select from infold.items where tenant = $1 and status = 0 and {})"
+    if session == NIL:
+        shared: bool = await connection.fetchval(some.format("shared"), tenant)
+        return shared
+    own: bool = await connection.fetchval(some.format("session = $2"), tenant, session)
+    return own
 
 
 async def track_usage(connection: asyncpg.Connection, place: Place, spent: Spent) -> bool:

@@ -426,8 +426,8 @@ async def test_the_state_is_exported_as_programs_know_it(items):
 async def test_what_is_recalled_belongs_to_the_session_or_is_shared(items):
     await add(items, "The lighthouse keeper is called Zephyrine.")
     await add(items, "Zephyrine holds the shared key.", at=AWAY, scope="tenant")
-    assert await items.has_shared(TENANT)
-    assert not await items.has_shared(OTHER)
+    assert await items.has_any(TENANT, None)
+    assert not await items.has_any(OTHER, None)
 
     def count(text):
         return COUNTER.text(text, "cl100k_base")
