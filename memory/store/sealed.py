@@ -1,39 +1,65 @@
 """Stored messages that hold a text in quarantine: what was made of them goes, they themselves stay for their line."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import asyncpg
-import orjson
 
 from memory.seal import holds, needle
 
 PREFETCH = 200
-DERIVED = ("forwarded", "stretches", "block")  # of an attempt's record: text of ours that may tell what was said
+SAYING = (
+    "select node, digest, raw, digest = any($3) as named from infold.nodes"
+    " where tenant = $1 and ($2 = ''::bytea or position($2 in raw) > 0 or digest = any($3))"
+)
+FEW = "with few as materialized (select node from infold.nodes where tenant = $1 and age(xmin) <= age($4::text::xid))"
+
+Said = dict[bytes, bytes]  # nodes, and the digests of their messages
 
 
-async def withdraw(connection: asyncpg.Connection, tenant: bytes, text: str) -> list[bytes]:
-    """Delete embeddings, digests and blocks that may tell a text; gives the digests of the messages that say it."""
-    found = await saying(connection, tenant, text)
-    if not found:
-        return []
-    nodes = [node for node, _ in found]
-    await connection.execute("delete from infold.chunks where tenant = $1 and node = any($2)", tenant, nodes)
-    after = await behind(connection, tenant, nodes)
+async def withdraw(connection: asyncpg.Connection, tenant: bytes, found: Said, telling: Collection[bytes]) -> None:
+    """Delete embeddings, digests and blocks that may tell what some messages say, or do tell it at some nodes."""
+    if not found and not telling:
+        return
+    await connection.execute("delete from infold.chunks where tenant = $1 and node = any($2)", tenant, list(found))
+    after = await behind(connection, tenant, [*found, *telling])
     await connection.execute("delete from infold.folds where tenant = $1 and node = any($2)", tenant, after)
     await redact(connection, tenant, after)
-    return list({digest for _, digest in found})
 
 
-async def saying(connection: asyncpg.Connection, tenant: bytes, text: str) -> list[tuple[bytes, bytes]]:
-    """Messages that say a text: node and digest. All of the tenant are read: none may escape."""
-    query = (
-        "select node, digest, raw from infold.nodes where tenant = $1 and ($2 = ''::bytea or position($2 in raw) > 0)"
-    )
-    return [
-        (row["node"], row["digest"])
-        async for row in connection.cursor(query, tenant, needle(text), prefetch=PREFETCH)
-        if holds(row["raw"], text)
-    ]
+async def saying(
+    connection: asyncpg.Connection, tenant: bytes, text: str, digests: Sequence[bytes] = (), since: str | None = None
+) -> Said:
+    """Messages that say a text, or have one of some digests. All of the tenant are read: none may escape.
+
+    Args:
+        since: a transaction; only what it and later ones wrote is read.
+    """
+    query = SAYING if since is None else f"{FEW} {SAYING} and node in (select node from few)"
+    more = () if since is None else (since,)
+    return {
+        row["node"]: row["digest"]
+        async for row in connection.cursor(query, tenant, needle(text), digests, *more, prefetch=PREFETCH)
+        if row["named"] or holds(row["raw"], text)
+    }
+
+
+async def told(connection: asyncpg.Connection, tenant: bytes, text: str, since: str | None = None) -> set[bytes]:
+    """Nodes where what was made of messages or items tells a text; those behind messages that say it are `behind`."""
+    wanted = needle(text)
+    if not wanted:
+        return set()
+    written = "" if since is None else " and age(xmin) <= age($3::text::xid)"
+    more = () if since is None else (since,)
+    rows = await connection.fetch(
+        f"with few as materialized (select node, kind from infold.folds where tenant = $1{written}),"
+        f" records as materialized (select id from infold.attempts where tenant = $1{written})"
+        " select node from infold.folds where tenant = $1 and (node, kind) in (select node, kind from few)"
+        "  and position($2 in data) > 0"
+        " union select node from infold.attempts where tenant = $1 and id in (select id from records)"
+        "  and position($2 in record) > 0",
+        tenant, wanted, *more,
+    )  # fmt: skip
+    return {row["node"] for row in rows}
 
 
 async def behind(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[bytes]) -> list[bytes]:
@@ -56,13 +82,9 @@ async def behind(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[
 
 async def redact(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[bytes]) -> None:
     """Take out of the records of turns what may tell a text; the numbers stay."""
-    rows = await connection.fetch(
-        "select id, record from infold.attempts where tenant = $1 and node = any($2)", tenant, nodes
-    )
-    changed = []
-    for row in rows:
-        record = orjson.loads(row["record"])
-        if any(record.get(name) for name in DERIVED):
-            kept = {name: value for name, value in record.items() if name not in DERIVED}
-            changed.append((tenant, row["id"], orjson.dumps(kept | {"redacted": True})))
-    await connection.executemany("update infold.attempts set record = $3 where tenant = $1 and id = $2", changed)
+    await connection.execute(
+        "update infold.attempts a set record = told.kept from ("
+        "  select id, infold.redacted(record) as kept from infold.attempts where tenant = $1 and node = any($2)) told"
+        " where a.tenant = $1 and a.id = told.id and told.kept is not null",
+        tenant, nodes,
+    )  # fmt: skip
