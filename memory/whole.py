@@ -8,6 +8,7 @@ from memory.detect import secrets_in
 from memory.embed import Embedder
 from memory.humans import Humans
 from memory.items import Items, Summarize
+from memory.lookout import Lookout
 from memory.models import ModelTable
 from memory.nouns import Clock, utc_now
 from memory.portable import Portable
@@ -28,6 +29,7 @@ class Memory:
     board: Board
     humans: Humans
     quarantine: Quarantine
+    lookout: Lookout
     usage: UsageBook
     portable: Portable
     sessions: Sessions
@@ -63,6 +65,7 @@ def memory(
         board=Board(pool, clock),
         humans=Humans(pool, clock, signals, timedelta(hours=settings.work.human_expiry_hours)),
         quarantine=quarantine,
+        lookout=Lookout(quarantine, settings.quarantine, secrets_in),
         usage=UsageBook(pool),
         portable=Portable(pool, items, clock),
         sessions=Sessions(pool, clock),
