@@ -41,6 +41,10 @@ class TooLarge(InvalidRequest):
 class Conflict(LLMMemoryError):
     """It is no longer in a state in which that can be done."""
 
+    def __init__(self, message: str | None = None, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
 
 class NotAllowed(LLMMemoryError):
     """Only an authenticated person may do that."""

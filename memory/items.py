@@ -132,6 +132,7 @@ class Items:
 
         Raises:
             InvalidRequest: a value that cannot be stored; names the field.
+            Conflict: it holds text that is in quarantine.
         """
         text = check.content(content, self._settings.work.most_item_bytes)
         kind = check.text(content_type, "content_type", check.MOST_TYPE_CHARS)
@@ -364,6 +365,7 @@ class Items:
 
         Raises:
             NotFound: the tenant has no such item.
+            Conflict: the new content or metadata holds text that is in quarantine.
         """
         id = check.item_id(item_id)
         rank = UNSET if priority is UNSET else check.integer(priority, "priority", 0, 10)

@@ -5,7 +5,6 @@ writes down what they decided. No model is called here, but for the embedding of
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 from datetime import datetime
 from hashlib import blake2b
@@ -33,6 +32,7 @@ from memory.fold import (
     without_store,
     written_anew,
 )
+from memory.held import Held, Known
 from memory.identify import Line, beginning, continued, line
 from memory.lexical import Terms, terms
 from memory.messages import DIGEST_BYTES, ChatRequest, Message
@@ -47,7 +47,6 @@ from memory.settings import Settings
 from memory.spending import Spending
 from memory.store.chunks import are_embedded, similarities
 from memory.store.pool import WAIT_SECONDS, Pool
-from memory.store.quarantine import load_seals
 from memory.store.turns import FoldRow, LineState, attempt_id, find_line, load_path, pack, storable
 from memory.store.usage import Spent
 from memory.tokens import REPLY_TOKENS, Counter
@@ -58,7 +57,6 @@ log = structlog.get_logger()
 THREAD_BYTES = 64 * 1024  # more than this of new messages is counted in a thread
 LINES_BYTES = 16 * 1024 * 1024  # of conversations whose nodes and tokens this process remembers
 FOLDS_BYTES = 16 * 1024 * 1024  # of frozen prompts, and of blocks, that this process remembers
-SEALS_SECONDS = 1.0  # how long what is in quarantine is not asked again
 COUNT_MARGIN = 1.02  # texts differ in how much more a provider counts
 MOST_FACTOR = 2.0  # no vocabulary of today needs more tokens than that
 STAY_FROM = 0.5  # of the trigger: a line that was folded and is shorter than that is a wire again
@@ -89,9 +87,7 @@ class MemoryManager:
         self._lines: Bounded[bytes, Seen] = Bounded(LINES_BYTES, lambda seen: seen.size)  # by their first node
         # provider's tokens by ours, of model and upstream
         self._factors: Bounded[tuple[str, str], float] = Bounded(1_000)
-        self._seals: Bounded[bytes, tuple[float, frozenset[bytes]]] = Bounded(
-            4_096
-        )  # of tenants, and when they were read
+        self._held = Held(pool, self.forget)
         self._terms: Bounded[bytes, Terms] = Bounded(600_000, lambda found: len(found.counts) + 8)
 
     # Prepare: from what the client asked to what goes upstream.
@@ -188,15 +184,21 @@ class MemoryManager:
 
     async def _fold(self, wire: Prepared, counted: Counted, budget: Budget, dialect: Dialect) -> Prepared:
         """Over the trigger: go on with the frozen prompt, or roll over."""
-        seals = await self._seals_of(wire.caller.tenant)
-        state, away = await self._gather(wire.caller, counted.line)
+        asked = counted
+        held = await self._held.of(wire.caller.tenant)
+        state, away = await self._gather(wire.caller, counted.line, held)
         if not state.known and not away:  # a line we meet for the first time: is it the end of one we know?
             await self._recorder.store_line(wire.to_record(), 0)
-            stored, away = await self._gather(wire.caller, counted.line)
+            stored, away = await self._gather(wire.caller, counted.line, held)
             state = replace(state, known=stored.known, continues=stored.continues)
         if state.continues is not None:
             counted = await self._with_cut_history(wire, counted, state.continues, dialect)
-        counted = replace(counted, line=without_sealed(counted.line, seals))
+        if held.number and not away:  # what holds a text in quarantine is sealed when it is stored
+            await self._recorder.store_line(wire.to_record(), state.known)
+            known, held = held, await self._held.of(wire.caller.tenant, anew=True)
+            if held.number != known.number:  # what was gathered may tell what was isolated since
+                return await self._fold(wire, asked, budget, dialect)
+        wire, counted = replace(wire, held=held.number), replace(counted, line=without_sealed(counted.line, held.seals))
         before = usable(counted.line, [frozen for _, frozen in state.frozen])
         prices = wire.model.prices or RELATIVE_PRICES
         cold = state.age_seconds is None or state.age_seconds > prices.cache_seconds
@@ -215,23 +217,8 @@ class MemoryManager:
             now = replace(standing, frozen=replace(frozen, spent=spent), blocks={})
         folded, block = await self._assemble(wire, standing, now, spent, why, dialect)
         mode = Mode.DEGRADED if away else Mode.FOLDED
-        folds = self._remember(counted.line, state, now.frozen if why else None, block)
+        folds = self._remember(counted.line, state, now.frozen if why else None, block, held)
         return replace(folded, mode=mode, reason=away, folds=folds)
-
-    async def _seals_of(self, tenant: bytes) -> frozenset[bytes]:
-        """Digests of what is in quarantine, at most a second old; those last read while the database is away."""
-        known = self._seals.get(tenant)
-        if known and time.monotonic() - known[0] < SEALS_SECONDS:
-            return known[1]
-        try:
-            async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
-                seals = await load_seals(connection, tenant)
-        except StoreError:
-            return known[1] if known else frozenset()  # what was never folded here has left nothing here
-        if known and seals != known[1]:
-            self.forget()
-        self._seals.put(tenant, (time.monotonic(), seals))
-        return seals
 
     def forget(self) -> None:
         """Drop what was made of messages; what may still be told is in the database."""
@@ -242,8 +229,7 @@ class MemoryManager:
     def heard(self, tenant: bytes | None, kind: str, id: str) -> None:
         """A listener of signals: what another process put into quarantine, or erased, is forgotten here at once."""
         if kind in ("quarantine", "erase", "again"):
-            self._seals.clear()
-            self.forget()
+            self._held.clear()
         if kind in ("erase", "again"):
             self._recorder.forget()
 
@@ -382,7 +368,7 @@ class MemoryManager:
 
     # What we hold of a line: in the database, and in this process as far as it has seen it.
 
-    async def _gather(self, caller: Caller, path: Line) -> tuple[LineState, str | None]:
+    async def _gather(self, caller: Caller, path: Line, known: Known) -> tuple[LineState, str | None]:
         """What is known of a line, and why the database could not tell, if so.
 
         Where this process has stored the line's newest answer and holds its frozen prompt, it knows as much; where
@@ -400,7 +386,8 @@ class MemoryManager:
                 state = await find_line(connection, caller.tenant, path.nodes, begin)
         except StoreError as error:
             return LineState(age_seconds=0, frozen=held, blocks=blocks), str(error)
-        self._learn_line(path, state)
+        if self._held.is_current(known):
+            self._learn_line(path, state)
         known_too = tuple({**dict(held), **dict(state.frozen)}.items())
         return replace(state, frozen=known_too, blocks=(*state.blocks, *blocks)), None
 
@@ -414,21 +401,22 @@ class MemoryManager:
             self._blocks.put(path.nodes[block.asked - 1], block)
 
     def _remember(
-        self, path: Line, state: LineState, frozen: Frozen | None, block: Block | None
+        self, path: Line, state: LineState, frozen: Frozen | None, block: Block | None, held: Known
     ) -> tuple[FoldRow, ...]:
         """The rows to write for what was made. A frozen prompt hangs on its last message, so that forks share it;
         on the newest one where another hangs there already."""
-        rows = []
+        rows, keeps = [], self._held.is_current(held)
         if frozen:
             node = path.nodes[frozen.covers - 1]
             if any(taken == node for taken, _ in state.frozen):
                 node = path.tip
             rows.append(FoldRow(node, "frozen", frozen.covers - 1, pack(frozen)))
-            if not path.cut:
+            if keeps and not path.cut:
                 self._frozen.put(node, frozen)
         if block:
             rows.append(FoldRow(path.tip, "block", len(path) - 1, pack(block)))
-            self._blocks.put(path.tip, block)
+            if keeps:
+                self._blocks.put(path.tip, block)
         return tuple(rows)
 
     # Record: the turn, durably.

@@ -12,7 +12,7 @@ import msgspec
 
 from memory import check
 from memory.board import look_at, optional
-from memory.errors import InvalidRequest, NotFound, StoreRefused
+from memory.errors import Conflict, InvalidRequest, NotFound, StoreRefused
 from memory.identify import node_of, place
 from memory.items import Items
 from memory.nouns import Agent, Clock, HumanRequest, HumanStatus, ItemForm, Principal, Task, TaskStatus
@@ -212,7 +212,7 @@ class Portable:
                 return loading.count(kind if kind in IGNORED else "unknown", "ignored")
             shape, take = self._kinds[kind]
             taken = await take(loading, msgspec.json.decode(line, type=shape))
-        except (msgspec.MsgspecError, InvalidRequest, NotFound, StoreRefused, UnicodeError, RecursionError):
+        except (msgspec.MsgspecError, InvalidRequest, Conflict, NotFound, StoreRefused, UnicodeError, RecursionError):
             return loading.count(kind, "refused")
         return loading.count(kind, "ignored" if taken is None else "imported" if taken else "present")
 

@@ -50,7 +50,7 @@ class Prepared(msgspec.Struct, frozen=True):
     folds: tuple[FoldRow, ...] = ()
     embed: bool = False
     reason: str | None = None  # why degraded
-
+    held: int | None = None  # what was known of quarantine when it was folded
     tokens: tuple[int, ...] = ()  # of the line's messages, where they were counted
 
     @property
@@ -80,6 +80,7 @@ class Prepared(msgspec.Struct, frozen=True):
             },
             folds=self.folds,
             jobs=("embed",) if self.embed else (),
+            held=self.held,
         )
 
 

@@ -3,8 +3,12 @@
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from hashlib import blake2b
+from typing import NamedTuple
 from uuid import UUID
+
+import asyncpg
 
 from memory import check
 from memory.detect import Found
@@ -18,23 +22,28 @@ from memory.store.board import enter
 from memory.store.pool import Pool
 from memory.store.quarantine import (
     audit,
+    close_proposal,
     contents_of,
     context_of,
+    count_isolation,
     delete_seals,
-    drop_proposal,
     give_back,
     holders,
+    holding,
     list_contexts,
     load_context,
     load_seals,
     lock_thread,
+    oldest_writer,
     save_context,
     save_seals,
     set_released,
+    shut_the_door,
     take_away,
 )
-from memory.store.sealed import withdraw, withdraw_brought
+from memory.store.sealed import Said, saying, told, withdraw
 from memory.store.signals import tell
+from memory.store.turns import storable
 from memory.tokens import Counter
 
 WAIT_SECONDS = 60.0
@@ -44,6 +53,13 @@ ENCODING = "o200k_base"  # tokens are told as gpt-4o counts them
 
 Restore = Callable[[Place, UUID, str, str], Awaitable[None]]
 """Make an item (place, id, content type, content) searchable again, or anew where there is none of this id."""
+
+
+class Spoken(NamedTuple):
+    """A message of a conversation in which something was found."""
+
+    turn: str  # in which it came
+    digest: bytes
 
 
 async def keep(place: Place, id: UUID, content_type: str, content: str) -> None:
@@ -82,11 +98,15 @@ class Quarantine:
         principal: Principal | None = None,
         *,
         id: UUID | None = None,
+        digests: Sequence[bytes] = (),
     ) -> str:
         """Take content away, with every item and message of the tenant that holds it, and what was made of those.
 
         Gives the thread by which it can be read.
         Again with the same id it changes nothing.
+
+        Args:
+            digests: of messages that hold it, however they write it.
         """
         said = check.content(content, self._most_bytes)
         stored, now = check.metadata(metadata), self._clock()
@@ -102,12 +122,14 @@ class Quarantine:
             await enter(connection, place, now)
             if already := await load_context(connection, place.tenant, UUID(context.id)):
                 return already.thread_id
-            rows = await holders(connection, place.tenant, words, len(words) < SHORT_CHARS)
+            rows, found, telling = await self._alone(connection, place.tenant, words, digests)
+            if already := await load_context(connection, place.tenant, UUID(context.id)):  # by another process
+                return already.thread_id
             await take_away(connection, place.tenant, rows, now)
-            await drop_proposal(connection, place.tenant, proposal_id(place.tenant, said))
+            await close_proposal(connection, place.tenant, proposal_id(place.tenant, said), now)
             await save_context(connection, place, context, said, [row["id"] for row in rows], stored)
-            messages = await withdraw(connection, place.tenant, words)
-            await withdraw_brought(connection, place.tenant, [row["id"] for row in rows], words)
+            await withdraw(connection, place.tenant, found, telling)
+            messages = {*found.values(), *digests}
             await save_seals(connection, place.tenant, context.thread_id, [text_digest(said), *messages])
             numbers = {"items": len(rows), "messages": len(messages), "tokens": context.token_count}
             await audit(connection, place.tenant, actor, "quarantine.isolate", context.id, numbers, now)
@@ -115,14 +137,40 @@ class Quarantine:
         self._meter.quarantined("person" if principal and principal.is_person else actor_kind(actor))
         return context.thread_id
 
-    async def propose(self, place: Place, content: str, found: Sequence[Found], item: UUID | None = None) -> str | None:
+    async def _alone(
+        self, connection: asyncpg.Connection, tenant: bytes, words: str, digests: Sequence[bytes]
+    ) -> tuple[list[asyncpg.Record], Said, set[bytes]]:
+        """Items and messages that hold a text, and nodes where it is told; nobody adds one until the transaction ends.
+
+        What is there is read while others write, so that they wait only for the reading of what they wrote meanwhile.
+        """
+        whole, since = len(words) < SHORT_CHARS, await oldest_writer(connection)
+        items = await holding(connection, tenant, words, whole)
+        found = await saying(connection, tenant, words, digests)
+        telling = await told(connection, tenant, words, items)
+        await shut_the_door(connection, tenant)
+        rows = await holders(connection, tenant, words, whole, items, since)
+        found |= await saying(connection, tenant, words, digests, since)
+        telling |= await told(connection, tenant, words, [row["id"] for row in rows], since)
+        await count_isolation(connection, tenant)
+        return rows, found, telling
+
+    async def propose(
+        self,
+        place: Place,
+        content: str,
+        found: Sequence[Found],
+        item: UUID | None = None,
+        spoken: Spoken | None = None,
+    ) -> str | None:
         """Ask a person whether content belongs here; it stays usable, and is not copied.
 
         Gives the proposal's id; None where the same content was proposed or isolated before.
         """
         id, now = proposal_id(place.tenant, content), self._clock()
         kinds = sorted({one.kind for one in found})
-        stored = check.metadata({"item_id": str(item) if item else None, "kinds": kinds})
+        about: dict[str, object] = {"turn": spoken.turn} if spoken else {"item_id": str(item) if item else None}
+        stored = check.metadata({**about, "kinds": kinds})
         context = QuarantinedContext(
             id=str(id), session_id=place.name, thread_id=f"thread_{secrets.token_hex(16)}",
             context_type="item" if item else "message", reason_for_isolation=f"looks like: {', '.join(kinds)}",
@@ -131,11 +179,12 @@ class Quarantine:
         )  # fmt: skip
         async with self._pool.tenant(place.tenant, WAIT_SECONDS) as connection:
             await enter(connection, place, now)
-            if text_digest(content) in await load_seals(connection, place.tenant):
+            seals = await load_seals(connection, place.tenant)
+            if text_digest(content) in seals or (spoken and spoken.digest in seals):
                 return None
             if not await save_context(connection, place, context, "", [item] if item else [], stored):
                 return None
-            data = {"id": context.id, "item_id": str(item) if item else None, "found": len(found)}
+            data = {"id": context.id, **about, "found": len(found)}
             await tell(connection, place.tenant, "quarantine_proposed", place.name, data, now)
         return context.id
 
@@ -146,6 +195,20 @@ class Quarantine:
             await self.isolate(place, content, "item", reason, principal=Principal(place.tenant, DETECTOR))
         elif self._mode == "suggest":
             await self.propose(place, content, found, item)
+
+    async def found_said(self, place: Place, content: str, found: Sequence[Found], spoken: Spoken) -> None:
+        """What follows when a detector found something in a message of a conversation.
+
+        What a person has released is not isolated again.
+        """
+        if self._mode == "suggest":
+            await self.propose(place, content, found, spoken=spoken)
+        elif self._mode == "auto":
+            reason = f"looks like: {', '.join(sorted({one.kind for one in found}))}"
+            await self.isolate(
+                place, storable(content), "message", reason, {"turn": spoken.turn}, Principal(place.tenant, "detector"),
+                id=_id_of(place.tenant, content, b"found"), digests=[spoken.digest],
+            )  # fmt: skip
 
     async def listed(self, place: Place) -> tuple[QuarantinedContext, ...]:
         """Isolated and proposed ones of a session, newest first, without content."""
@@ -192,10 +255,10 @@ class Quarantine:
                 connection, tenant, principal.actor, "quarantine.release", str(row["id"]), {"items": len(ids)}, now
             )
         place = Place(tenant, row["session_name"], row["session"])
-        for id, content in contents.items():
-            await self._restore(place, id, "", content)
-        if not row["items"]:
-            await self._restore(place, row["id"], row["context_type"], row["content"])
+        back = [(id, "", content) for id, content in contents.items()]
+        for given in back if row["items"] else [(row["id"], row["context_type"], row["content"])]:
+            with suppress(Conflict):  # another thread holds it still
+                await self._restore(place, *given)
         async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
             await set_released(connection, tenant, row["id"], now)
             await tell(connection, tenant, "quarantine", place.name, {"id": str(row["id"]), "released": True}, now)
@@ -213,4 +276,8 @@ def actor_kind(actor: str) -> str:
 
 def proposal_id(tenant: bytes, content: str) -> UUID:
     """One for the same content, so that nothing is proposed twice."""
-    return UUID(bytes=blake2b(text_digest(content), digest_size=16, key=tenant, person=b"proposal").digest())
+    return _id_of(tenant, content, b"proposal")
+
+
+def _id_of(tenant: bytes, content: str, use: bytes) -> UUID:
+    return UUID(bytes=blake2b(text_digest(content), digest_size=16, key=tenant, person=use).digest())

@@ -62,6 +62,7 @@ class Asked(msgspec.Struct, frozen=True):
     record: Mapping[str, object]
     folds: tuple[FoldRow, ...] = ()
     jobs: tuple[str, ...] = ()
+    held: int | None = None  # what was known of quarantine when messages were told in it; None: none was
 
 
 class Ended(msgspec.Struct, frozen=True):
@@ -257,6 +258,7 @@ class Recorder:
             folds=asked.folds,
             jobs=asked.jobs if ended and ended.status == "answered" else (),
             label=asked.label,
+            held=asked.held,
         )
 
     def _named(self, asked: Asked, rows: Sequence[NodeRow]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 
@@ -11,8 +11,11 @@ from memory.messages import Message, ToolCall
 
 HELD = "(held in quarantine)"
 DIGEST_BYTES = 16
-SAFE_RUN = re.compile(rb"[ !#-\[\]-~]+")  # ASCII that stands in JSON as it is
+SAFE_RUN = re.compile(rb"[ !#-%(-;=?-\[\]-~]+")  # ASCII that stands in JSON as it is, whoever writes it
 MOST_NEEDLE_BYTES = 200
+MOST_PIECES = 64
+PLAIN_ENDS = re.compile(rb"[\"\\/<>&'\x00-\x1f\x7f]+|\xe2\x80[\xa8\xa9]")  # what some writer of JSON escapes
+ESCAPED_ENDS = re.compile(rb"\\[^u]|[\"/<>&'\x7f]|\\u00(?:[01][0-9a-f]|7f)")
 SHORT_CHARS = 8  # a shorter text is looked for as a whole: its letters stand everywhere
 
 
@@ -46,6 +49,25 @@ def needle(text: str) -> bytes:
     runs = SAFE_RUN.findall(text.strip().encode("utf-8", "surrogatepass").replace(b"/", b'"'))
     longest: bytes = max(runs, key=len, default=b"")[:MOST_NEEDLE_BYTES]
     return longest if len(longest) >= SHORT_CHARS else b""
+
+
+def pieces(text: str) -> tuple[list[bytes], list[bytes]]:
+    """What stands in every JSON writing of a text in UTF-8, and in every one in ASCII: a message with all of either
+    holds the text. None where it is too short for that, or has no such pieces.
+
+    >>> pieces("the first line\\nand the second")
+    ([b'the first line', b'and the second'], [])
+    """
+    words = text.strip()
+    if len(words) < SHORT_CHARS:
+        return [], []
+    plain = longest(PLAIN_ENDS.split(words.encode("utf-8", "surrogatepass")))
+    return plain, [] if words.isascii() else longest(ESCAPED_ENDS.split(json.dumps(words)[1:-1].encode()))
+
+
+def longest(found: Sequence[bytes]) -> list[bytes]:
+    kept = [piece[:MOST_NEEDLE_BYTES] for piece in sorted(found, key=len, reverse=True)[:MOST_PIECES] if piece]
+    return kept if sum(map(len, kept)) >= SHORT_CHARS else []
 
 
 def holds(raw: bytes, text: str) -> bool:

@@ -9,6 +9,7 @@ from memory.embed import Embedder
 from memory.events import Events
 from memory.humans import Humans
 from memory.items import Items, Summarize
+from memory.lookout import Lookout
 from memory.meter import UNCOUNTED, Meter
 from memory.models import ModelTable
 from memory.nouns import Clock, utc_now
@@ -31,6 +32,7 @@ class Memory:
     board: Board
     humans: Humans
     quarantine: Quarantine
+    lookout: Lookout
     usage: UsageBook
     portable: Portable
     sessions: Sessions
@@ -75,6 +77,7 @@ def memory(
         board=Board(pool, clock),
         humans=Humans(pool, clock, signals, timedelta(hours=settings.work.human_expiry_hours)),
         quarantine=quarantine,
+        lookout=Lookout(quarantine, settings.quarantine, secrets_in),
         usage=UsageBook(pool),
         portable=Portable(pool, items, clock),
         sessions=Sessions(pool, clock),

@@ -217,6 +217,7 @@ async def keep_database(parts: Parts, dsn: str, reached: asyncio.Event, programs
     while True:  # whatever the reason a turn was spooled for, it does not wait for the next outage
         await replay(parts)
         await parts.memory.spending.write()
+        await whole.lookout.look_again()
         await asyncio.sleep(DRAIN_SECONDS)
 
 

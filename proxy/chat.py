@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import structlog
 
+from memory.identify import place
 from memory.manager import MemoryManager
 from memory.messages import ChatRequest
 from memory.nouns import utc_now
@@ -36,6 +37,7 @@ T = TypeVar("T")
 
 OFF = frozenset((b"off", b"false", b"no", b"0"))  # privacy does not hang on a spelling
 LARGE_BYTES = 256 * 1024  # from here on a body is parsed in a thread, so that it stalls nobody
+LOOK_AFTER_SECONDS = 0.05  # a turn was recorded, so that its last bytes are gone before
 ERROR_BYTES = 64 * 1024  # of a refusal are read to see whether the prompt was too long
 
 
@@ -275,6 +277,8 @@ class Conversation:
         kept = await fail_open(self._parts, self._keep(prepared, opening, ended), Kept.UNRECORDED)
         await fail_open(self._parts, self._spend(prepared, ended), None)
         self._parts.metrics.turns.labels(kept).inc()
+        if self._parts.whole is not None and self._parts.whole.lookout.is_on:
+            self._parts.later(fail_open(self._parts, self._look(self._parts.whole, prepared, ended), None))
 
     async def _keep(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> Kept:
         return await self._parts.memory.record(prepared, opening, ended)
@@ -283,6 +287,12 @@ class Conversation:
         spent = self._parts.memory.spend(prepared, ended, utc_now())
         if spent is not None and ended.usage is not None:
             self._parts.metrics.spent(spent)
+
+    async def _look(self, whole: Memory, prepared: Prepared, ended: Ended) -> None:
+        """Look for keys in what was said; the answer's end goes out first."""
+        await asyncio.sleep(LOOK_AFTER_SECONDS)
+        caller = prepared.caller
+        await whole.lookout.look(place(caller.tenant, caller.label), prepared.line, ended.answers)
 
     async def _record(
         self, prepared: Prepared, opening: Opening | None, status: str, said: Callable[[], Heard], code: int | None

@@ -11,9 +11,13 @@ FAILED = ("error", "traceback", '{"error"', "exception")  # how results of calls
 
 
 async def calls_of(connection: asyncpg.Connection, tenant: bytes, answers: Sequence[bytes]) -> list[dict[str, object]]:
-    """Calls in some answers: id, name, milliseconds until the result was sent, success; null while there is none."""
+    """Calls in some answers that are not in quarantine.
+
+    Each with id, name, milliseconds until the result was sent, success; null while there is none.
+    """
     made = await connection.fetch(
-        "select raw, created_at from infold.nodes where tenant = $1 and node = any($2) order by created_at",
+        "select raw, created_at from infold.nodes n where tenant = $1 and node = any($2) and not exists"
+        " (select from infold.seals s where s.tenant = $1 and s.digest = n.digest) order by created_at",
         tenant, answers,
     )  # fmt: skip
     asked = [(call, row["created_at"]) for row in made for call in called(row["raw"])]

@@ -58,10 +58,12 @@ async def save_chunks(
     spans: Sequence[tuple[int, int]],
     vectors: Floats,
 ) -> None:
-    """Store a message's embeddings, a row a chunk; again changes nothing."""
+    """Store a message's embeddings, a row a chunk; again changes nothing. None for a message in quarantine."""
+    await connection.execute("select pg_advisory_xact_lock_shared(infold.door($1))", tenant)
     await connection.executemany(
         "insert into infold.chunks (tenant, node, space, ordinal, start, stop, embedding)"
-        " values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing",
+        " select $1, $2, $3, $4, $5, $6, $7 where not exists (select from infold.seals s join infold.nodes n"
+        "  on n.tenant = s.tenant and n.digest = s.digest where s.tenant = $1 and n.node = $2) on conflict do nothing",
         [
             (tenant, node, space, ordinal, start, stop, HalfVector(vector))
             for ordinal, ((start, stop), vector) in enumerate(zip(spans, vectors, strict=True))

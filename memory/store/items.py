@@ -3,7 +3,8 @@
 Rows are locked in this order everywhere: items, tenants, states. Items in quarantine are nobody's.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from uuid import UUID
 
@@ -11,10 +12,12 @@ import asyncpg
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from memory.errors import Conflict
 from memory.forms import form_tokens
 from memory.nouns import ItemForm, ItemStatus, Place
 from memory.store.passages import NewPassage, columns_of, delete_passages, insert_passages
 
+HELD = "IF409"  # the error code of `infold.refuse_held`
 LOCK_SECONDS = "5s"  # whoever changes counters waits so long for whoever else does
 
 # Large ones are cut where the first characters are enough.
@@ -106,16 +109,21 @@ def item_of(record: asyncpg.Record) -> ItemRow:
 
 
 async def add_item(connection: asyncpg.Connection, place: Place, model: str, new: NewItem, now: datetime) -> Added:
-    """Store an item with its passages, and the job that embeds them; again with the same id changes nothing."""
+    """Store an item with its passages, and the job that embeds them; again with the same id changes nothing.
+
+    Raises:
+        Conflict: its content or metadata holds what is in quarantine.
+    """
     text = new.text
-    row = await connection.fetchrow(
-        "select * from infold.add_item($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18,"
-        " $19, $20, $21, $22, $23, $24, $25)",
-        place.tenant, place.id, place.name, model, now, new.id, new.shared, int(new.form), new.priority,
-        new.auto_compress, new.content_type, text.digest, text.content, text.summary, text.tokens, text.summary_tokens,
-        form_tokens(text.tokens, text.summary_tokens, new.form), new.metadata, new.kind, *columns_of(text.passages),
-        new.job, now,
-    )  # fmt: skip
+    with refusing():
+        row = await connection.fetchrow(
+            "select * from infold.add_item($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17,"
+            " $18, $19, $20, $21, $22, $23, $24, $25)",
+            place.tenant, place.id, place.name, model, now, new.id, new.shared, int(new.form), new.priority,
+            new.auto_compress, new.content_type, text.digest, text.content, text.summary, text.tokens,
+            text.summary_tokens, form_tokens(text.tokens, text.summary_tokens, new.form), new.metadata, new.kind,
+            *columns_of(text.passages), new.job, now,
+        )  # fmt: skip
     if row is None:
         raise asyncpg.InterfaceError("the session of an item that was added before is gone")
     return Added(*row)
@@ -170,7 +178,13 @@ async def list_items(
 async def change_item(
     connection: asyncpg.Connection, tenant: bytes, id: UUID, changes: ItemChanges, now: datetime
 ) -> ItemRow | None:
-    """Change an item and the counters it is in; None where there is none. Belongs into a transaction."""
+    """Change an item and the counters it is in; None where there is none. Belongs into a transaction.
+
+    Raises:
+        Conflict: the new content or metadata holds what is in quarantine.
+    """
+    if isinstance(changes.text, Text) or isinstance(changes.metadata, str):
+        await refuse_held(connection, tenant, changes)
     old = await lock_item(connection, tenant, id)
     if old is None or old.status == ItemStatus.QUARANTINED:
         return None
@@ -208,6 +222,26 @@ async def change_item(
         await show_to_search(connection, tenant, id, status == ItemStatus.ACTIVE)
     await count(connection, tenant, row.session, difference(old, row), passages, -embedded, now)
     return row
+
+
+async def refuse_held(connection: asyncpg.Connection, tenant: bytes, changes: ItemChanges) -> None:
+    """Before any row is locked: an isolation takes its locks in that order, too."""
+    content = changes.text.content if isinstance(changes.text, Text) else ""
+    metadata = changes.metadata if isinstance(changes.metadata, str) else None
+    await be_patient(connection)
+    with refusing():
+        await connection.execute("select infold.refuse_held($1, $2, $3)", tenant, content, metadata)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Says in our words what `infold.refuse_held` says."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        if error.sqlstate != HELD:
+            raise
+        raise Conflict("content holds text that is held in quarantine; a person has to release it", "content") from None
 
 
 async def delete_item(connection: asyncpg.Connection, tenant: bytes, id: UUID, now: datetime) -> bool:

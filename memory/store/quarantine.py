@@ -15,6 +15,9 @@ from memory.check import metadata_of
 from memory.forms import form_tokens
 from memory.identify import new_id
 from memory.nouns import ItemForm, ItemStatus, Place, QuarantinedContext, QuarantineState
+from memory.seal import pieces
+
+DOOR_SECONDS, LOCK_SECONDS = "30s", "5s"
 
 CONTEXTS = (
     "select q.id, q.thread, q.state, q.context_type, q.reason, q.tokens, q.items, q.session, q.created_at,"
@@ -34,10 +37,11 @@ async def save_context(
     """Again with the same id changes nothing; whether it is new."""
     status = await connection.execute(
         "insert into infold.quarantine (tenant, id, thread, session, state, context_type, reason, content, tokens,"
-        " items, created_at, updated_at, metadata) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12)"
-        " on conflict do nothing",
+        " items, created_at, updated_at, metadata, plain, escaped)"
+        " values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $11, $12, $13, $14) on conflict do nothing",
         place.tenant, UUID(context.id), context.thread_id, place.id, context.state, context.context_type,
         context.reason_for_isolation, content, context.token_count, items, context.created_at, metadata,
+        *pieces(content),
     )  # fmt: skip
     return str(status) == "INSERT 0 1"
 
@@ -66,11 +70,13 @@ async def lock_thread(connection: asyncpg.Connection, tenant: bytes, thread: str
     )  # fmt: skip
 
 
-async def drop_proposal(connection: asyncpg.Connection, tenant: bytes, id: UUID) -> None:
-    """What was proposed is isolated now."""
+async def close_proposal(connection: asyncpg.Connection, tenant: bytes, id: UUID, now: datetime) -> None:
+    """What was proposed is isolated now, and is not proposed again when a person releases it."""
     await connection.execute(
-        "delete from infold.quarantine where tenant = $1 and id = $2 and state = 'proposed'", tenant, id
-    )
+        "update infold.quarantine set state = 'released', updated_at = $3"
+        " where tenant = $1 and id = $2 and state = 'proposed'",
+        tenant, id, now,
+    )  # fmt: skip
 
 
 async def set_released(connection: asyncpg.Connection, tenant: bytes, id: UUID, now: datetime) -> None:
@@ -81,14 +87,50 @@ async def set_released(connection: asyncpg.Connection, tenant: bytes, id: UUID, 
     )  # fmt: skip
 
 
-async def holders(connection: asyncpg.Connection, tenant: bytes, text: str, whole: bool) -> list[asyncpg.Record]:
-    """Items of all sessions that hold a text, locked; `whole`: those that are it. All are read: none may escape."""
+async def oldest_writer(connection: asyncpg.Connection) -> str:
+    """A transaction id: rows that older transactions wrote are seen by every query from now on."""
+    found: str = await connection.fetchval(
+        "select (pg_snapshot_xmin(pg_current_snapshot())::text::bigint % 4294967296)::text"
+    )
+    return found
+
+
+async def shut_the_door(connection: asyncpg.Connection, tenant: bytes) -> None:
+    """Nobody else writes texts of this tenant, or what was made of them, until the transaction ends."""
+    await connection.execute("select set_config('lock_timeout', $1, true)", DOOR_SECONDS)
+    await connection.execute("select pg_advisory_xact_lock(infold.door($1))", tenant)
+    await connection.execute("select set_config('lock_timeout', $1, true)", LOCK_SECONDS)
+
+
+async def count_isolation(connection: asyncpg.Connection, tenant: bytes) -> None:
+    """What is being made of messages as they were before will not be written."""
+    await connection.execute("update infold.tenants set held = held + 1 where tenant = $1", tenant)
+
+
+HOLDS = (
+    r" (btrim(content, E' \t\n\r\f\v') = $2 or not $4 and (position($2 in content) > 0 or"
+    " position($3 in metadata) > 0))"
+)
+
+
+async def holding(connection: asyncpg.Connection, tenant: bytes, text: str, whole: bool) -> list[UUID]:
+    """Items of all sessions that hold a text; `whole`: those that are it. All are read: none may escape."""
+    inside = json.dumps(text, ensure_ascii=False)[1:-1]
+    query = f"select id from infold.items where tenant = $1 and {HOLDS}"
+    return [row["id"] for row in await connection.fetch(query, tenant, text, inside, whole)]
+
+
+async def holders(
+    connection: asyncpg.Connection, tenant: bytes, text: str, whole: bool, known: Sequence[UUID], since: str
+) -> list[asyncpg.Record]:
+    """Items that hold a text, locked: of those known to, and of all written `since`."""
     inside = json.dumps(text, ensure_ascii=False)[1:-1]
     rows: list[asyncpg.Record] = await connection.fetch(
-        "select id, session, status, form, tokens, summary_tokens from infold.items where tenant = $1"
-        r" and (btrim(content, E' \t\n\r\f\v') = $2 or not $4 and (position($2 in content) > 0 or"
-        " position($3 in metadata) > 0)) order by id for update",
-        tenant, text, inside, whole,
+        "with few as materialized (select id from infold.items"
+        "  where tenant = $1 and (id = any($5) or age(xmin) <= age($6::text::xid)))"
+        " select id, session, status, form, tokens, summary_tokens from infold.items"
+        f" where tenant = $1 and id in (select id from few) and {HOLDS} order by id for update",
+        tenant, text, inside, whole, known, since,
     )  # fmt: skip
     return rows
 
@@ -179,6 +221,16 @@ async def save_seals(connection: asyncpg.Connection, tenant: bytes, thread: str,
 
 async def delete_seals(connection: asyncpg.Connection, tenant: bytes, thread: str) -> None:
     await connection.execute("delete from infold.seals where tenant = $1 and thread = $2", tenant, thread)
+
+
+async def load_held(connection: asyncpg.Connection, tenant: bytes) -> tuple[int, frozenset[bytes]]:
+    """How often something was isolated, and what is sealed; of one moment."""
+    row = await connection.fetchrow(
+        "select coalesce((select held from infold.tenants where tenant = $1), 0) as number,"
+        " array(select distinct digest from infold.seals where tenant = $1) as seals",
+        tenant,
+    )  # fmt: skip
+    return row["number"], frozenset(row["seals"])
 
 
 async def load_seals(connection: asyncpg.Connection, tenant: bytes) -> frozenset[bytes]:

@@ -3,45 +3,76 @@
 Blocks that brought an item back go with the item, and with what it said, should it be gone or changed by now.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from uuid import UUID
 
 import asyncpg
-import orjson
 
 from memory.identify import item_hint
 from memory.prompts import note_mark
-from memory.seal import SHORT_CHARS, holds, needle
-from memory.store.turns import decode_fold
-from memory.types import Block
+from memory.seal import holds, needle
 
 PREFETCH = 200
-DERIVED = ("forwarded", "stretches", "block")  # of an attempt's record: text of ours that may tell what was said
+SAYING = (
+    "select node, digest, raw, digest = any($3) as named from infold.nodes"
+    " where tenant = $1 and ($2 = ''::bytea or position($2 in raw) > 0 or digest = any($3))"
+)
+FEW = "with few as materialized (select node from infold.nodes where tenant = $1 and age(xmin) <= age($4::text::xid))"
+
+Said = dict[bytes, bytes]  # nodes, and the digests of their messages
 
 
-async def withdraw(connection: asyncpg.Connection, tenant: bytes, text: str) -> list[bytes]:
-    """Delete embeddings, digests and blocks that may tell a text; gives the digests of the messages that say it."""
-    found = await saying(connection, tenant, text)
-    if not found:
-        return []
-    nodes = [node for node, _ in found]
-    await connection.execute("delete from infold.chunks where tenant = $1 and node = any($2)", tenant, nodes)
-    after = await behind(connection, tenant, nodes)
+async def withdraw(connection: asyncpg.Connection, tenant: bytes, found: Said, telling: Collection[bytes]) -> None:
+    """Delete embeddings, digests and blocks that may tell what some messages say, or do tell it at some nodes."""
+    if not found and not telling:
+        return
+    await connection.execute("delete from infold.chunks where tenant = $1 and node = any($2)", tenant, list(found))
+    after = await behind(connection, tenant, [*found, *telling])
     await connection.execute("delete from infold.folds where tenant = $1 and node = any($2)", tenant, after)
     await redact(connection, tenant, after)
-    return list({digest for _, digest in found})
 
 
-async def saying(connection: asyncpg.Connection, tenant: bytes, text: str) -> list[tuple[bytes, bytes]]:
-    """Messages that say a text: node and digest. All of the tenant are read: none may escape."""
-    query = (
-        "select node, digest, raw from infold.nodes where tenant = $1 and ($2 = ''::bytea or position($2 in raw) > 0)"
-    )
-    return [
-        (row["node"], row["digest"])
-        async for row in connection.cursor(query, tenant, needle(text), prefetch=PREFETCH)
-        if holds(row["raw"], text)
-    ]
+async def saying(
+    connection: asyncpg.Connection, tenant: bytes, text: str, digests: Sequence[bytes] = (), since: str | None = None
+) -> Said:
+    """Messages that say a text, or have one of some digests. All of the tenant are read: none may escape.
+
+    Args:
+        since: a transaction; only what it and later ones wrote is read.
+    """
+    query = SAYING if since is None else f"{FEW} {SAYING} and node in (select node from few)"
+    more = () if since is None else (since,)
+    return {
+        row["node"]: row["digest"]
+        async for row in connection.cursor(query, tenant, needle(text), digests, *more, prefetch=PREFETCH)
+        if row["named"] or holds(row["raw"], text)
+    }
+
+
+async def told(
+    connection: asyncpg.Connection, tenant: bytes, text: str, items: Sequence[UUID], since: str | None = None
+) -> set[bytes]:
+    """Nodes where what was made of messages or items tells a text, or brings one of some items, be it an excerpt.
+
+    Those behind messages that say it are `behind`. An item that is gone or was changed is known by what it said.
+    """
+    wanted = [note_mark(item_hint(id)).encode() for id in items]
+    if said := needle(text):
+        wanted.append(said)
+    if not wanted:
+        return set()
+    written = "" if since is None else " and age(xmin) <= age($3::text::xid)"
+    more = () if since is None else (since,)
+    rows = await connection.fetch(
+        f"with few as materialized (select node, kind from infold.folds where tenant = $1{written}),"
+        f" records as materialized (select id from infold.attempts where tenant = $1{written})"
+        " select node from infold.folds where tenant = $1 and (node, kind) in (select node, kind from few)"
+        "  and exists (select from unnest($2::bytea[]) as word where position(word in data) > 0)"
+        " union select node from infold.attempts where tenant = $1 and id in (select id from records)"
+        "  and exists (select from unnest($2::bytea[]) as word where position(word in record) > 0)",
+        tenant, wanted, *more,
+    )  # fmt: skip
+    return {row["node"] for row in rows}
 
 
 async def behind(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[bytes]) -> list[bytes]:
@@ -62,47 +93,11 @@ async def behind(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[
     return list(known)
 
 
-async def withdraw_brought(connection: asyncpg.Connection, tenant: bytes, items: Sequence[UUID], text: str) -> None:
-    """Delete the blocks that brought items, or the text, and take them out of the records of turns they stood in."""
-    marks = [note_mark(item_hint(id)).encode() for id in items]
-    words = marks if len(text.strip()) < SHORT_CHARS else [*marks, needle(text)]  # an empty one stands everywhere
-    telling = "tenant = $1 and exists (select from unnest($2::bytea[]) as word where position(word in {}) > 0)"
-    blocks = f"select node, data from infold.folds where kind = 'block' and {telling.format('data')}"
-    nodes = [
-        row["node"]
-        async for row in connection.cursor(blocks, tenant, words, prefetch=PREFETCH)
-        if tells_block(row["data"], marks, text)
-    ]
-    await connection.execute(
-        "delete from infold.folds where tenant = $1 and kind = 'block' and node = any($2)", tenant, nodes
-    )
-    attempts = f"select id, record from infold.attempts where {telling.format('record')}"
-    rows = connection.cursor(attempts, tenant, words, prefetch=PREFETCH)
-    await redact_rows(connection, tenant, [row async for row in rows if tells(row["record"], marks, text)])
-
-
-def tells_block(data: bytes, marks: Sequence[bytes], text: str) -> bool:
-    block = decode_fold("block", data)
-    return isinstance(block, Block) and any(tells(raw, marks, text) for raw in (block.kept, block.filled) if raw)
-
-
-def tells(raw: bytes, marks: Sequence[bytes], text: str) -> bool:
-    return any(mark in raw for mark in marks) or holds(raw, text)
-
-
 async def redact(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[bytes]) -> None:
     """Take out of the records of turns what may tell a text; the numbers stay."""
-    rows = await connection.fetch(
-        "select id, record from infold.attempts where tenant = $1 and node = any($2)", tenant, nodes
-    )
-    await redact_rows(connection, tenant, rows)
-
-
-async def redact_rows(connection: asyncpg.Connection, tenant: bytes, rows: Sequence[asyncpg.Record]) -> None:
-    changed = []
-    for row in rows:
-        record = orjson.loads(row["record"])
-        if any(record.get(name) for name in DERIVED):
-            kept = {name: value for name, value in record.items() if name not in DERIVED}
-            changed.append((tenant, row["id"], orjson.dumps(kept | {"redacted": True})))
-    await connection.executemany("update infold.attempts set record = $3 where tenant = $1 and id = $2", changed)
+    await connection.execute(
+        "update infold.attempts a set record = told.kept from ("
+        "  select id, infold.redacted(record) as kept from infold.attempts where tenant = $1 and node = any($2)) told"
+        " where a.tenant = $1 and a.id = told.id and told.kept is not null",
+        tenant, nodes,
+    )  # fmt: skip

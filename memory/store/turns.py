@@ -48,6 +48,7 @@ class TurnRecord(msgspec.Struct, frozen=True, array_like=True):
     folds: tuple[FoldRow, ...] = ()
     jobs: tuple[str, ...] = ()
     label: str | None = None
+    held: int | None = 0  # what was known of quarantine when folds and record were made; None: they tell no message
 
 
 class LineState(msgspec.Struct, frozen=True):
@@ -118,7 +119,7 @@ async def save_nodes(
     return found
 
 
-RECORD_TURN = f"select infold.record_turn({', '.join(f'${n}' for n in range(1, 24))})"
+RECORD_TURN = f"select infold.record_turn({', '.join(f'${n}' for n in range(1, 25))})"
 
 
 async def record_turns(connection: asyncpg.Connection, turns: Sequence[TurnRecord], relaxed: bool = False) -> list[str]:
@@ -139,7 +140,7 @@ def turn_columns(turn: TurnRecord, relaxed: bool) -> tuple[object, ...]:
         turn.tenant, storable(turn.label), *node_columns(turn.nodes), turn.session,
         turn.turn, UUID(bytes=turn.attempt), turn.status, storable(turn.model), turn.answers, turn.record,
         [f.node for f in turn.folds], [f.kind for f in turn.folds], [f.depth for f in turn.folds],
-        [f.data for f in turn.folds], turn.jobs, relaxed,
+        [f.data for f in turn.folds], turn.jobs, relaxed, turn.held,
     )  # fmt: skip
 
 

@@ -5,17 +5,36 @@ import json
 import random
 import time
 
+import asyncpg
+import httpx
+import numpy as np
 import pytest
 
-from memory.identify import place
+from memory.held import Known
+from memory.identify import key_tenant, line, place
+from memory.manager import MemoryManager
+from memory.models import ModelOverride, ModelTable
 from memory.nouns import Principal
+from memory.prepared import Caller
 from memory.quarantine import Quarantine
+from memory.recorder import Ended, Kept, Recorder
 from memory.settings import Settings
+from memory.spool import Spool
+from memory.store.chunks import save_chunks
+from memory.store.export import export_lines
+from memory.store.pool import Pool
+from memory.store.secrets import load_pepper
+from memory.store.turns import NodeRow, save_nodes
 from memory.tokens import Counter
+from proxy.wire import openai
+from proxy.wire.openai import Parser
 from tests.clock import Hands
-from tests.conversations import assistant, prose, user
-from tests.proxied import MODEL
+from tests.conftest import finish, open_pool
+from tests.conversations import TENANT, assistant, body_of, calling, prose, result, user
+from tests.faults import until
+from tests.proxied import MODEL, WINDOW, noted
 
+HOME = place(TENANT, "home")
 CANARY = "the canary's word is xylophonist-4711"
 
 
@@ -79,6 +98,57 @@ async def test_what_was_made_of_a_message_goes_with_it(proxy, owner, quarantine,
     assert CANARY in export.text
 
 
+def isolate_while_answering(provider, dsn, isolates=CANARY):
+    """The provider has a text isolated when it is asked: after the request was planned, before it is recorded."""
+
+    async def isolate():
+        async with open_pool(dsn) as pool:
+            quarantine = Quarantine(pool, Counter(), Hands(), Settings())
+            await quarantine.isolate(place(await tenant_of_key(dsn), "home"), isolates, "message", "odd")
+
+    def reply(prompt):
+        provider.reply = noted
+        finish(isolate())
+        return noted(prompt)
+
+    provider.reply = reply
+
+
+async def tenant_of_key(dsn, key="sk-alice"):
+    connection = await asyncpg.connect(dsn)
+    try:
+        return key_tenant(await load_pepper(connection), key)
+    finally:
+        await connection.close()
+
+
+async def test_what_was_planned_before_and_recorded_after_leaves_nothing(proxy, provider, owner, dsn, history):
+    isolate_while_answering(provider, dsn)
+    messages = [*history, user("What is the canary's word?")]
+    headers = await asyncio.to_thread(talk, proxy, messages)
+    assert headers["x-infold-mode"] == "folded"
+    assert "xylophonist" in str(provider.prompts[0].messages)  # it was told before it was isolated
+
+    assert await everywhere(owner) == set()
+    assert await owner.fetchval("select count(*) from infold.folds") == 0
+    turn = proxy.explain(headers["x-infold-turn"])
+    assert turn["attempts"][0]["redacted"] is True
+    assert turn["attempts"][0]["status"] == "answered"
+    assert "xylophonist" not in str(turn) + str(proxy.export())
+    await next_prompts_are_silent(proxy, provider, messages)
+    assert await everywhere(owner) == set()
+    assert await owner.fetchval("select count(*) from infold.folds") > 0
+
+
+async def next_prompts_are_silent(proxy, provider, messages):
+    rng = random.Random(9)
+    for _ in range(2):
+        messages = [*messages, assistant(prose(rng, 130)), user("Tell me the word of the canary, please.")]
+        await asyncio.to_thread(talk, proxy, messages)
+        assert "xylophonist" not in str(provider.prompts[-1].messages)
+        assert len(provider.prompts[-1].messages) < len(messages)  # it was folded
+
+
 async def test_other_tenants_and_other_lines_keep_what_was_made(proxy, owner, quarantine, history):
     await asyncio.to_thread(talk, proxy, [*history[2:], user("What is up?")])
     before = await owner.fetchval("select count(*) from infold.folds")
@@ -111,6 +181,149 @@ async def test_another_process_learns_of_it_without_a_signal(proxy, provider, ow
     memory = proxy.parts.memory
     tenant = await tenant_of(owner)
     await quarantine.isolate(place(tenant, "home"), CANARY, "message", "odd")
-    memory._seals.put(tenant, (time.monotonic() - 60, frozenset()))  # what it knew a minute ago, with no signal since
+    memory._held._known.put(tenant, (time.monotonic() - 60, Known()))  # what it knew a minute ago, with no signal since
     await asyncio.to_thread(talk, proxy, [*messages, assistant("It is so."), user("And the canary's word?")])
     assert "xylophonist" not in str(provider.prompts[-1].messages)
+
+
+async def test_a_message_on_its_way_while_its_text_is_isolated_is_sealed_when_it_comes(pool, tmp_path):
+    spool = Spool(tmp_path / "turns")
+    manager, prepared = await planned(pool, spool, [user(f"My word: {CANARY}, keep it.")])
+    await Quarantine(pool, Counter(), Hands(), Settings()).isolate(HOME, CANARY, "message", "odd")
+    assert await manager.record(prepared, None, Ended("answered", (), {})) is Kept.COMMITTED
+    spool.close()
+    async with pool.reader(TENANT) as connection:
+        told = [json.loads(each) async for each in export_lines(connection, TENANT)]
+    assert [each["quarantined"] for each in told if each["kind"] == "message" and "quarantined" in each] == [True]
+    assert "xylophonist" not in str(told)
+
+
+async def test_a_message_that_comes_later_and_holds_it_is_told_nowhere(
+    proxy, provider, owner, quarantine, dsn, history
+):
+    """Also in the request that brings it, and though it writes the text in another way."""
+    await quarantine.isolate(place(await tenant_of_key(dsn), "home"), f"{CANARY} überall", "message", "odd")
+    escaped = user([{"type": "text", "text": f"Remember that {CANARY} \u00fcberall and always."}])
+    messages = [escaped, assistant(f"So {CANARY} überall."), *history[2:], user("What is the canary's word?")]
+    await asyncio.to_thread(talk, proxy, messages)
+    assert len(provider.prompts[-1].messages) < len(messages)
+    assert "xylophonist" not in str(provider.prompts[-1].messages)
+    assert "xylophonist" not in str(proxy.export())
+    await next_prompts_are_silent(proxy, provider, messages)
+    assert await everywhere(owner) == set()
+
+
+async def test_a_turn_that_waited_on_disk_leaves_nothing_when_it_is_replayed(pool, owner, dsn, tmp_path, history):
+    spool = Spool(tmp_path / "turns")
+    _, prepared = await planned(pool, spool, history)
+    away = Recorder(Pool(dsn), spool)  # that never reached the database
+    assert prepared.folds
+    assert await away.close(prepared.to_record(), None, Ended("answered", (), {})) is Kept.SPOOLED
+
+    await Quarantine(pool, Counter(), Hands(), Settings()).isolate(HOME, CANARY, "message", "odd")
+    assert await Recorder(pool, spool).drain() == 1
+    spool.close()
+    assert await owner.fetchval("select count(*) from infold.attempts") == 1
+    assert await everywhere(owner) == set()
+    assert await owner.fetchval("select count(*) from infold.folds") == 0
+
+
+async def test_what_a_process_remembers_of_a_plan_that_was_overtaken_is_not_used_again(pool, tmp_path, history):
+    """The signal comes while the plan is made: what it makes must not be remembered after what the signal dropped."""
+    spool = Spool(tmp_path / "turns")
+    manager, prepared = await planned(
+        pool, spool, history, while_planning=lambda manager: manager.heard(None, "again", "")
+    )
+    assert prepared.folds
+    assert len(manager._frozen) == len(manager._blocks) == 0
+    spool.close()
+
+
+async def planned(pool, spool, history, while_planning=None):
+    """A request of the canary's conversation, planned and not recorded."""
+    recorder = Recorder(pool, spool)
+    models = ModelTable({MODEL: ModelOverride(context_window=WINDOW)})
+    manager = MemoryManager(Settings(), pool, recorder, models, Counter())
+    if while_planning is not None:
+        store_line = recorder.store_line
+
+        async def overtaken(asked, known):
+            await store_line(asked, known)
+            while_planning(manager)
+
+        recorder.store_line = overtaken
+    asked = Parser().parse(body_of([*history, user("What is the canary's word?")], model=MODEL, max_tokens=256))
+    return manager, await manager.prepare(Caller(TENANT), asked, openai)
+
+
+async def test_an_embedding_under_way_is_not_written(pool, owner, quarantine):
+    """The worker has read the message, then it is isolated, then the vectors come."""
+    said = user(f"Remember: {CANARY}.")
+    raw = json.dumps(said).encode()
+    path = line(TENANT, Parser().parse(body_of([said])).messages)
+    async with pool.connection() as connection:
+        row = NodeRow(path.tip, None, 0, True, "user", path.messages[0].digest, raw, 1)
+        await save_nodes(connection, TENANT, None, [row], "s")
+    await quarantine.isolate(HOME, CANARY, "message", "odd")
+    async with pool.tenant(TENANT) as connection:
+        await save_chunks(connection, TENANT, "space", path.tip, [(0, 5)], np.ones((1, 384), np.float32))
+    assert await owner.fetchval("select count(*) from infold.chunks") == 0
+
+
+async def test_names_of_calls_and_errors_of_providers_tell_nothing(proxy, provider, owner, quarantine):
+    word = "xylophonist-4711-word"
+    call = {"id": word, "type": "function", "function": {"name": word, "arguments": "{}"}}
+    provider.reply = lambda prompt: assistant(None, tool_calls=[call])
+    headers = await asyncio.to_thread(talk, proxy, [user("Which word?")])
+    assert proxy.explain(headers["x-infold-turn"])["calls"][0]["name"] == word
+    await quarantine.isolate(place(await tenant_of(owner), "home"), word, "message", "odd")
+    turn = proxy.explain(headers["x-infold-turn"])
+    assert turn["calls"] == []
+    assert "xylophonist" not in str(turn) + str(proxy.export())
+
+
+async def test_no_page_tells_it(proxy, provider, owner, history):
+    """One canary in an item, its metadata, a user's words, a call, its result and an answer; then every page is read."""
+    call = calling(("c1", json.dumps({"word": CANARY})))
+    provider.reply = lambda prompt: assistant(f"Noted: {CANARY}.")
+    messages = [*history, call, result("c1", f"stored: {CANARY}"), user("What is the canary's word?")]
+    headers = await asyncio.to_thread(talk, proxy, messages)
+    with httpx.Client(base_url=f"{proxy.url}/memory-manager/", headers={"authorization": "Bearer sk-alice"}) as client:
+        for more in ({"content": f"A note: {CANARY}."}, {"content": "harmless", "metadata": {"word": CANARY}}):
+            assert client.post("items/add", json={"content_type": "note", **more}).status_code == 200
+        isolated = client.post("quarantine", json={"content": CANARY, "context_type": "word", "reason": "odd"})
+        thread = isolated.json()["thread_id"]
+        await until(lambda: not proxy.parts.memory._frozen._weight)  # the process has heard of it
+
+        told = {path: client.get(path.format(turn=headers["x-infold-turn"])) for path in PAGES}
+        told |= {name: client.post(f"tools/{name}", json=arguments) for name, arguments in TOOLS.items()}
+        told["search"] = client.post("items/search", json={"query": "the canary's word", "limit": 50})
+        told["hygiene"] = client.post("hygiene", json={"dry_run": True})
+        for path, reply in told.items():
+            assert reply.status_code == 200, path
+            assert "xylophonist" not in reply.text + str(reply.headers), path
+        assert CANARY in client.get(f"quarantine/{thread}").text
+
+        refused = client.post("items/add", json={"content": f"Again: {CANARY}", "content_type": "note"})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (409, "content")
+        assert "xylophonist" not in refused.text
+        id = client.post("items/add", json={"content": "a bridge", "content_type": "note"}).json()["item_id"]
+        refused = client.patch(f"items/{id}", json={"correction": CANARY})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (409, "content")
+        stored = client.post("tools/memory_store", json={"content": CANARY})
+        assert stored.status_code == 409
+    for path in ("/metrics", "/healthz", "/readyz", "/"):
+        assert "xylophonist" not in proxy.get(path).text
+    again = await asyncio.to_thread(talk, proxy, [*messages, assistant("It is so."), user("Thank you.")])
+    assert "xylophonist" not in str(again)
+
+
+PAGES = (
+    "items", "state", "state/export", "context", "tasks", "agents", "quarantine", "hil/pending", "sessions", "turns",
+    "turns/{turn}", "export", "usage", "tools",
+)  # fmt: skip
+TOOLS = {
+    "memory_search": {"query": "the canary's word"},
+    "get_context": {},
+    "summarize_memory": {},
+}

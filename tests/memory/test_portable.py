@@ -83,8 +83,8 @@ async def full(whole, hands):
 
 
 async def test_an_export_has_every_kind_and_nothing_of_a_quarantine(full):
-    await full.items.add(HOME, "gpt-4o", "before " + CANARY, "note")
-    await full.quarantine.isolate(HOME, CANARY, "note", "again")
+    await full.items.add(HOME, "gpt-4o", "before the twin of the canary", "note")
+    await full.quarantine.isolate(HOME, "the twin of the canary", "note", "again")
     lines = await exported(full, TENANT)
     assert {json.loads(line)["kind"] for line in lines} == {
         "session", "item", "task", "agent", "human_request", "usage", "quarantine",
@@ -167,8 +167,10 @@ async def test_cycles_are_not_imported(whole):
 
 async def test_what_is_in_quarantine_is_not_imported(whole):
     await whole.quarantine.isolate(HOME, CANARY, "note", "odd")
-    counts = await whole.portable.load(who(TENANT), given([ITEM | {"content": CANARY}]))
-    assert counts["item"]["refused"] == 1
+    counts = await whole.portable.load(
+        who(TENANT), given([ITEM | {"content": CANARY}, ITEM | {"content": f"so {CANARY}"}])
+    )
+    assert counts["item"] == {"imported": 0, "present": 0, "refused": 2, "ignored": 0}
 
 
 async def test_too_many_bad_lines_end_it(whole):

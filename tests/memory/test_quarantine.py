@@ -1,5 +1,6 @@
 """What is in quarantine is nowhere else, is read by its thread alone, and comes back by a person alone."""
 
+import asyncio
 import json
 
 import pytest
@@ -10,9 +11,11 @@ from memory.identify import new_id, place
 from memory.nouns import Principal, QuarantineState
 from memory.quarantine import Quarantine
 from memory.settings import Settings
+from memory.store.quarantine import holders, oldest_writer
+from memory.store.turns import NodeRow, save_nodes
 from memory.tokens import Counter
 from tests.clock import NOON, Hands
-from tests.conversations import TENANT
+from tests.conversations import TENANT, user
 from tests.memory.store.schema import add, retrieve, save_vectors
 from tests.memory.test_detect import CAPITALS, drawn
 from tests.memory.vectors import vector
@@ -123,6 +126,50 @@ async def test_content_in_metadata_is_content(quarantine, pool, owner):
     )
     await quarantine.isolate(HOME, f'"{CANARY}"', "note", "odd")
     assert await seen(pool, id) is None
+
+
+async def test_who_writes_while_a_text_is_isolated_is_waited_for(quarantine, pool, owner):
+    """Its rows are seen by nobody yet, and yet nothing in them escapes."""
+    await stored(pool, "the tenant is known")
+    raw = json.dumps(user(f"so {CANARY}")).encode()
+    item, node = new_id(), NodeRow(b"node", None, 0, True, "user", b"digest of it", raw, 1)
+    async with pool.tenant(TENANT) as writer:
+        await add(writer, item, [CANARY])
+        await save_nodes(writer, TENANT, None, [node], "s")
+        isolating = asyncio.create_task(quarantine.isolate(HOME, CANARY, "note", "odd"))
+        async with asyncio.timeout(10):
+            while not await owner.fetchval("select count(*) from pg_locks where locktype = 'advisory' and not granted"):
+                await asyncio.sleep(0.01)
+        assert not isolating.done()
+    await isolating
+    assert await seen(pool, item) is None
+    assert len(await rows(owner, "passages")) == 1
+    assert b"digest of it" in await quarantine.seals(TENANT)
+
+
+async def test_what_tells_an_item_s_text_in_a_conversation_goes(quarantine, pool, owner):
+    """A block may quote an item, and no message says it."""
+    data, record = f'["{CANARY}"]'.encode(), json.dumps({"forwarded": [json.dumps(f"a {CANARY}")], "mode": "folded"})
+    await owner.execute("insert into infold.folds values ($1, 'n', 'block', 0, $2)", TENANT, data)
+    await owner.execute("insert into infold.folds values ($1, 'm', 'block', 0, 'of another bird')", TENANT)
+    await owner.execute(
+        "insert into infold.attempts (tenant, id, node, status, record) values ($1, $2, 'n', 'answered', $3)",
+        TENANT, new_id(), record.encode(),
+    )  # fmt: skip
+    await quarantine.isolate(HOME, CANARY, "note", "odd")
+    assert [row["node"] for row in await rows(owner, "folds")] == [b"m"]
+    (attempt,) = await rows(owner, "attempts")
+    assert json.loads(attempt["record"]) == {"mode": "folded", "redacted": True}
+
+
+async def test_only_what_others_wrote_meanwhile_is_read_while_they_wait(quarantine, pool, owner):
+    """What was there before is found before others have to wait; only what they wrote meanwhile is read again."""
+    await stored(pool, CANARY)
+    async with pool.tenant(TENANT) as connection:
+        since = await oldest_writer(connection)
+        assert await holders(connection, TENANT, CANARY, False, [], since) == []
+        late = await stored(pool, CANARY)
+        assert [row["id"] for row in await holders(connection, TENANT, CANARY, False, [], since)] == [late]
 
 
 async def test_a_short_text_takes_only_items_that_are_it(quarantine, pool):

@@ -6,7 +6,7 @@ from datetime import datetime
 import msgspec
 import pytest
 
-from memory.errors import NotFound
+from memory.errors import Conflict, NotFound
 from memory.identify import new_id, place
 from memory.meter import UNCOUNTED, Meter
 from memory.models import ModelOverride, ModelTable
@@ -128,3 +128,43 @@ async def test_a_models_own_shares_count_whoever_asks(pool, dsn):
 def test_a_clock_without_a_zone_is_refused(pool, dsn):
     with pytest.raises(ValueError, match="time zone"):
         memory(pool, dsn, Counter(), ModelTable(), Settings(), lambda: datetime(2026, 1, 1))
+
+
+async def test_what_is_in_quarantine_is_not_stored_again(make):
+    whole = make(quarantine="off")
+    harbour = await whole.items.add(HOME, "gpt-4o", "the harbour opens at nine", "note")
+    thread = await whole.quarantine.isolate(HOME, SECRET, "credentials", "it is a key")
+    for held in (SECRET, f"\n{SECRET} ", f"It is said that {SECRET}, always."):
+        with pytest.raises(Conflict, match="held in quarantine") as refused:
+            await whole.items.add(HOME, "gpt-4o", held, "note")
+        assert refused.value.field == "content"
+        with pytest.raises(Conflict, match="held in quarantine"):
+            await whole.items.change(TENANT, harbour.id, content=held)
+        with pytest.raises(Conflict):
+            await whole.items.add(HOME, "gpt-4o", "harmless", "note", metadata={"said": held})
+        with pytest.raises(Conflict):
+            await whole.items.change(TENANT, harbour.id, metadata={"said": held})
+    assert KEY not in await told(whole)
+    assert (await whole.items.retrieve(TENANT, harbour.id)).full_content == "the harbour opens at nine"
+    other = place(bytes(16), "home")
+    assert await whole.items.add(other, "gpt-4o", SECRET, "note")  # another tenant's
+
+    await whole.quarantine.release(ANN, thread)
+    assert await whole.items.add(HOME, "gpt-4o", SECRET, "note")
+
+
+async def test_a_short_text_in_quarantine_refuses_that_text_alone(make):
+    whole = make(quarantine="off")
+    await whole.quarantine.isolate(HOME, "4711", "pin", "a code")
+    with pytest.raises(Conflict):
+        await whole.items.add(HOME, "gpt-4o", "4711 ", "note")
+    assert await whole.items.add(HOME, "gpt-4o", "the bottle says 4711", "note")
+
+
+async def test_what_two_threads_hold_comes_back_with_the_last(make):
+    whole = make(quarantine="off")
+    threads = [await whole.quarantine.isolate(HOME, SECRET, "credentials", "it is a key") for _ in range(2)]
+    await whole.quarantine.release(ANN, threads[0])
+    assert KEY not in await told(whole)
+    await whole.quarantine.release(ANN, threads[1])
+    assert KEY in await told(whole)
