@@ -6,15 +6,22 @@ import json
 import socket
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memory.errors import LLMMemoryError
-from proxy.config import Config, ConfigError, load, silence_libraries
+from proxy.commands import table
+from proxy.commands.opened import read
+from proxy.commands.parsing import Whole
+from proxy.commands.shown import fail
+
+if TYPE_CHECKING:
+    from proxy.config import Config
 
 cli = typer.Typer(
     name="infold",
+    cls=Whole,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -45,13 +52,13 @@ def infold(
 
 @cli.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one. [default: 8808]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; left out: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one; left out: 8808.")] = None,
     upstream: Annotated[
-        str | None, typer.Option(help="Provider's base URL. [default: https://api.openai.com/v1]")
+        str | None, typer.Option(help="Provider's base URL; left out: https://api.openai.com/v1.")
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where database and spool lie.")] = None,
-    config: Annotated[Path | None, typer.Option(help="Settings file. [default: ./proxy.yaml if it is there]")] = None,
+    config: Annotated[Path | None, typer.Option(help="Settings file; left out: ./proxy.yaml if it is there.")] = None,
 ) -> None:
     """Serve the proxy.
 
@@ -71,7 +78,7 @@ def serve(
         fail(str(error))
 
 
-def banner(config: Config, url: str) -> None:
+def banner(config: "Config", url: str) -> None:
     database = "your PostgreSQL (DATABASE_URL)" if config.database_url else f"embedded PostgreSQL in {config.data_dir}"
     here = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")  # where nobody can connect to
     typer.echo(
@@ -85,6 +92,8 @@ def banner(config: Config, url: str) -> None:
 def web(fd: Annotated[int, typer.Option(help="An inherited listening socket.")]) -> None:
     """One web worker; `infold serve` starts it."""
     import uvicorn
+
+    from proxy.config import load
 
     gc.set_threshold(*COLLECT_AFTER)
     config = load()
@@ -109,6 +118,8 @@ def web(fd: Annotated[int, typer.Option(help="An inherited listening socket.")])
 def worker(config: Annotated[Path | None, typer.Option(help="Settings file.")] = None) -> None:
     """Run background jobs alone: embeddings and tidying. `infold serve` starts one by itself."""
     settings = read(config)
+    from proxy.config import silence_libraries
+
     silence_libraries()
     from proxy.jobs import run
 
@@ -167,17 +178,7 @@ def demo(
     raise typer.Exit(0 if all_answered else 1)
 
 
-def read(config: Path | None, **given: Any) -> Config:
-    try:
-        return load(config, **given)
-    except ConfigError as error:
-        fail(str(error))
-
-
-def fail(message: str) -> NoReturn:
-    typer.secho(f"infold: {message}", err=True, fg=typer.colors.RED)
-    raise typer.Exit(1)
-
+table.add_to(cli)
 
 if __name__ == "__main__":
     main()
