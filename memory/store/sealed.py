@@ -10,7 +10,7 @@ import asyncpg
 
 from memory.identify import item_hint
 from memory.prompts import note_mark
-from memory.seal import holds, needle
+from memory.seal import holds, needle, pieces
 
 PREFETCH = 200
 SAYING = (
@@ -18,6 +18,12 @@ SAYING = (
     " where tenant = $1 and ($2 = ''::bytea or position($2 in raw) > 0 or digest = any($3))"
 )
 FEW = "with few as materialized (select node from infold.nodes where tenant = $1 and age(xmin) <= age($4::text::xid))"
+# With one of the marks, or with all the pieces of the text, in UTF-8 or escaped.
+TELLING = (
+    "(exists (select from unnest($2::bytea[]) word where position(word in {0}) > 0)"
+    " or $3::bytea[] <> '{{}}' and not exists (select from unnest($3::bytea[]) word where position(word in {0}) = 0)"
+    " or $4::bytea[] <> '{{}}' and not exists (select from unnest($4::bytea[]) word where position(word in {0}) = 0))"
+)
 
 Said = dict[bytes, bytes]  # nodes, and the digests of their messages
 
@@ -56,21 +62,20 @@ async def told(
 
     Those behind messages that say it are `behind`. An item that is gone or was changed is known by what it said.
     """
-    wanted = [note_mark(item_hint(id)).encode() for id in items]
-    if said := needle(text):
-        wanted.append(said)
-    if not wanted:
+    marks, said = [note_mark(item_hint(id)).encode() for id in items], needle(text)
+    plain, escaped = ([said], []) if said else pieces(text)
+    if not (marks or plain or escaped):
         return set()
-    written = "" if since is None else " and age(xmin) <= age($3::text::xid)"
+    written = "" if since is None else " and age(xmin) <= age($5::text::xid)"
     more = () if since is None else (since,)
     rows = await connection.fetch(
         f"with few as materialized (select node, kind from infold.folds where tenant = $1{written}),"
         f" records as materialized (select id from infold.attempts where tenant = $1{written})"
         " select node from infold.folds where tenant = $1 and (node, kind) in (select node, kind from few)"
-        "  and exists (select from unnest($2::bytea[]) as word where position(word in data) > 0)"
+        f" and {TELLING.format('data')}"
         " union select node from infold.attempts where tenant = $1 and id in (select id from records)"
-        "  and exists (select from unnest($2::bytea[]) as word where position(word in record) > 0)",
-        tenant, wanted, *more,
+        f" and {TELLING.format('record')}",
+        tenant, marks, plain, escaped, *more,
     )  # fmt: skip
     return {row["node"] for row in rows}
 
