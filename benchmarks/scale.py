@@ -277,11 +277,12 @@ def checks(result: Json) -> dict[str, bool]:
     """What must hold on any machine; milliseconds are told, not checked."""
     where, aim = f"{result['windows']} windows", result["aim_tokens"]
     n, by_words = result["named"]["n"], result["found_by_words_before_embedding"]
+    others = 0.9 if result["windows"] >= 5 else 0.5  # a small window has room for fewer passages
     return {
         f"{where}: at most {aim:,} tokens in the prompt": result["used_tokens"] <= aim,
         f"{where}: 8 of 10 facts asked for by name are found": result["named"]["found"] >= 0.8 * n,
         f"{where}: every fact asked for by name stands in full in the working context": result["named"]["placed"] == n,
-        f"{where}: 9 of 10 of the others, too": result["unnamed"]["placed"] >= 0.9 * result["unnamed"]["n"],
+        f"{where}: {others:.0%} of the others, too": result["unnamed"]["placed"] >= others * result["unnamed"]["n"],
         f"{where}: words alone find 6 of 10 before anything is embedded": by_words >= 0.6 * n,
     }
 

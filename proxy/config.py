@@ -8,7 +8,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -81,7 +81,7 @@ class ModelSection(Section):
     context_window: Annotated[int, Field(gt=0)] | None = None
     max_output_tokens: Annotated[int, Field(gt=0)] | None = None
     separate_output: bool | None = None
-    encoding: str | None = None
+    encoding: Literal["cl100k_base", "o200k_base"] | None = None
     input_usd_per_million: Annotated[float, Field(ge=0)] | None = None
     cached_usd_per_million: Annotated[float, Field(ge=0)] | None = None
     write_usd_per_million: Annotated[float, Field(ge=0)] | None = None
@@ -120,7 +120,7 @@ class Config(BaseSettings):
     silence_timeout_seconds: Annotated[float, Field(ge=1)] = 900
     drain_seconds: Annotated[float, Field(ge=0)] = 600
     embedder: str = "builtin"
-    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$")] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
     models: Mapping[str, ModelSection] = {}
     compression: CompressionSection = CompressionSection()
     recall: RecallSection = RecallSection()
@@ -146,6 +146,14 @@ class Config(BaseSettings):
         if not value.startswith(("http://", "https://")):
             raise ValueError("must be a URL that begins with http:// or https://")
         return value.rstrip("/")
+
+    @field_validator("database_url")
+    @classmethod
+    def is_postgresql(cls, value: SecretStr | None) -> SecretStr | None:
+        url = value.get_secret_value() if value else ""
+        if url and not url.startswith(("postgresql://", "postgres://")):
+            raise ValueError("must be a URL that begins with postgresql://")
+        return value
 
     @field_validator("quarantine", mode="before")
     @classmethod
@@ -228,6 +236,13 @@ def silence_libraries() -> None:
 
 
 SECRETS = frozenset({"database_url", "openai_api_key", "pepper"})
+SECTIONS: Mapping[str, type[BaseModel]] = {
+    "compression": CompressionSection,
+    "recall": RecallSection,
+    "hygiene": HygieneSection,
+    "rest": RestSection,
+}
+OTHER_NAMES = frozenset({"config", "bench_data"})  # of the environment alone
 DEFAULT_FILE = Path("proxy.yaml")
 
 
@@ -246,6 +261,7 @@ def load(path: Path | None = None, env_file: Path = ENV_FILE, **given: Any) -> C
     if file is not None and not file.is_file():
         raise ConfigError(f"there is no settings file {file}")
     check_file(file or DEFAULT_FILE)
+    check_environment(os.environ)
 
     class FromFile(Config):
         model_config = SettingsConfigDict(yaml_file=file or DEFAULT_FILE)
@@ -269,7 +285,7 @@ def check_file(file: Path) -> None:
         raise ConfigError(f"{file} is no YAML: {error}") from None
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"{file} must hold settings by name, such as `port: 8808`")
-    for name in SECRETS & set(content or {}):
+    for name in (name for name in content or {} if str(name).lower().removeprefix("infold_") in SECRETS):
         raise ConfigError(f"{file} holds the secret `{name}`; set it in the environment instead")
 
 
@@ -278,19 +294,40 @@ def told(problem: Mapping[str, Any]) -> str:
     where = [str(part) for part in problem["loc"]]
     name = ".".join(where)
     if problem["type"] != "extra_forbidden":
-        return f"{name}: {problem['msg']}, got {problem['input']!r}"
+        got = "" if name.lower().removeprefix("infold_") in SECRETS else f", got {problem['input']!r}"
+        return f"{name} {must_be(problem)}{got}"
     near = difflib.get_close_matches(where[-1], known_names(where[:-1]), n=1, cutoff=0.4)
     return f"unknown setting `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")
 
 
+def must_be(problem: Mapping[str, Any]) -> str:
+    """What a setting has to be, in our words."""
+    kind, said = str(problem["type"]), str(problem["msg"])
+    if kind.startswith(("model", "mapping", "dict")):
+        return "must hold settings by name, each on an indented line of its own"
+    for start, wanted in (("int", "a whole number"), ("float", "a number"), ("bool", "true or false")):
+        if kind.startswith(start):
+            return f"must be {wanted}"
+    return said.removeprefix("Value error, ").replace("Input should be", "must be")
+
+
+def check_environment(names: Iterable[str]) -> None:
+    """Variables that look like ours, misspelt. Others are left alone: Kubernetes sets `INFOLD_SERVICE_HOST` itself."""
+    sections = {field: name for name, section in SECTIONS.items() for field in section.model_fields}
+    for name in (name for name in names if name.startswith("INFOLD_")):
+        spelt = name.removeprefix("INFOLD_").lower()
+        top, nested, _ = spelt.partition("__")
+        if top in Config.model_fields or spelt in OTHER_NAMES:
+            continue
+        near = difflib.get_close_matches(top, Config.model_fields, n=1, cutoff=0.7)
+        if nested or not (near or top in sections):
+            continue
+        meant = f"{sections[top]}__{top}" if top in sections else near[0]
+        raise ConfigError(f"unknown setting `{name}` in the environment; did you mean `INFOLD_{meant.upper()}`?")
+
+
 def known_names(path: Sequence[str]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {
-        "compression": CompressionSection,
-        "recall": RecallSection,
-        "hygiene": HygieneSection,
-        "rest": RestSection,
-    }
     if not path:
         return list(Config.model_fields)
-    section = ModelSection if path[0] == "models" else sections.get(path[0])
+    section = ModelSection if path[0] == "models" else SECTIONS.get(path[0])
     return list(section.model_fields) if section else []

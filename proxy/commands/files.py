@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shlex
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -45,7 +46,8 @@ def opened(file: Path) -> FileIO:
     try:
         return FileIO(file)
     except OSError as error:
-        raise InvalidRequest(f"FILE cannot be read: {error.strerror}: {file}", "FILE") from None
+        hint = "" if file.exists() else f"; a text itself comes by standard input: echo {shlex.quote(str(file))} | ..."
+        raise InvalidRequest(f"FILE cannot be read: {error.strerror}: {file}{hint}", "FILE") from None
 
 
 async def readable(descriptor: int) -> None:
@@ -76,6 +78,8 @@ def written(file: Path) -> Iterator[IO[bytes]]:
         with file.open("wb") as stream:
             yield stream
     else:
+        if not file.parent.is_dir():
+            raise InvalidRequest(f"FILE cannot be written: there is no folder {file.parent}", "FILE")
         with tempfile.NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as stream:
             try:
                 yield stream

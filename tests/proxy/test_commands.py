@@ -441,5 +441,5 @@ def test_a_file_is_replaced_only_by_a_whole_export(infold: Run, tmp_path: Path) 
         half()
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     assert file.read_text() == "as it was"
-    assert refused(infold("export", str(file.parent / "nowhere" / "x")), 1)
+    assert "there is no folder" in refused(infold("export", str(file.parent / "nowhere" / "x")), 2)
     assert refused(infold("export", str(file.parent)), 1)

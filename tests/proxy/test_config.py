@@ -103,8 +103,10 @@ def test_models_and_shares_become_what_the_memory_takes(file):
         ("models: {m: {contxt_window: 5}}\n", ["models.m.contxt_window", "`context_window`"]),
         ("zzzzzz: 1\n", ["unknown setting `zzzzzz`"]),
         ("port: 70000\n", ["port", "65535", "70000"]),
-        ("port: many\n", ["port", "'many'"]),
-        ("log_level: loud\n", ["log_level", "'loud'"]),
+        ("port: many\n", ["port must be a whole number, got 'many'"]),
+        ("log_level: loud\n", ["log_level must be 'debug', 'info', 'warning' or 'error', got 'loud'"]),
+        ("compression: 0.3\n", ["compression must hold settings by name"]),
+        ("models: {m: {encoding: klingon}}\n", ["models.m.encoding must be", "'o200k_base'", "'klingon'"]),
         ("compression: {target: 0.9}\n", ["compression.target", "0.5", "0.9"]),
         ("recall: {max_share: -1}\n", ["recall.max_share"]),
         ("upstream: api.openai.com\n", ["upstream", "http://"]),
@@ -133,13 +135,40 @@ def test_a_file_that_is_not_there_is_told(tmp_path):
         load(tmp_path / "missing.yaml")
 
 
-@pytest.mark.parametrize("name", ["database_url", "openai_api_key", "pepper"])
+@pytest.mark.parametrize("name", ["database_url", "openai_api_key", "pepper", "DATABASE_URL", "INFOLD_PEPPER"])
 def test_secrets_in_the_file_are_refused_without_being_shown(file, name):
     with pytest.raises(ConfigError) as caught:
         load(file(f"{name}: s3cret-value\n"))
     assert name in str(caught.value)
     assert "environment" in str(caught.value)
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("variable", ["DATABASE_URL", "INFOLD_DATABASE_URL"])
+def test_a_database_url_of_another_kind_is_refused_without_being_shown(monkeypatch, variable):
+    monkeypatch.setenv(variable, "mysql://me:s3cret@db/infold")
+    with pytest.raises(ConfigError, match=r"(?i)database_url must be a URL that begins with postgresql://$"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("INFOLD_PROT", "INFOLD_PORT"),
+        ("INFOLD_UPSTREM", "INFOLD_UPSTREAM"),
+        ("INFOLD_TARGET", "INFOLD_COMPRESSION__TARGET"),
+    ],
+)
+def test_a_misspelt_variable_is_told_with_the_nearest_known_one(monkeypatch, variable, meant):
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(ConfigError, match=f"unknown setting `{variable}` .* did you mean `{meant}`"):
+        load()
+
+
+def test_variables_that_kubernetes_sets_for_a_service_of_our_name_are_left_alone(monkeypatch):
+    for name in ("SERVICE_HOST", "SERVICE_PORT", "PORT_8808_TCP", "PORT_8808_TCP_ADDR", "PORT_8808_TCP_PROTO"):
+        monkeypatch.setenv(f"INFOLD_{name}", "10.0.0.1")
+    assert load().port == 8808
 
 
 def test_secrets_are_not_shown(monkeypatch):
