@@ -337,6 +337,19 @@ async def test_hygiene_compresses_after_a_week_and_archives_after_a_month(items,
     assert (again.compressed, again.archived, again.deleted) == (0, 0, 0)
 
 
+async def test_what_is_beyond_the_bound_of_short_forms_leaves_prompts_and_is_found(make, owner, hands, rng):
+    items = make(Settings(hygiene=Hygiene(max_compressed_items=1)))
+    first, second = [await add(items, prose(rng, 400)) for _ in range(2)]
+    hands.forward(days=8)
+    report = await items.hygiene(HOME)
+    assert (report.compressed, report.archived) == (2, 0)
+    assert {e.id for e in (await items.working_context(HOME, MODEL)).compressed_items} == {second.id}
+    assert first.id in [hit.id for hit in await items.search(HOME, first.full_content[:80])]
+    again = await items.hygiene(HOME)
+    assert (again.compressed, again.kept) == (0, 2)
+    await agree(owner)
+
+
 async def test_deletion_happens_only_where_it_is_set(make, owner, hands):
     items = make(Settings(hygiene=Hygiene(delete_after_days=365)))
     id = (await add(items, "old")).id
