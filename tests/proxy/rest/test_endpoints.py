@@ -167,6 +167,7 @@ def test_a_body_that_is_no_object_is_a_400(alice, raw):
         ("items", {"cursor": "of another shop"}, "cursor"),
         ("items", {"status": "lost"}, "status"),
         ("context", {"max_tokens": "-1"}, "max_tokens"),
+        ("context", {"max_tokens": "0"}, "max_tokens"),
         ("tasks", {"status": "done"}, "status"),
         ("hil/pending", {"wait": "61"}, "wait"),
         ("hil/pending", {"wait": "nan"}, "wait"),
