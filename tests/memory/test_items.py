@@ -416,26 +416,6 @@ async def test_secrets_go_out_of_sight_at_once_or_are_told(make, owner):
     await agree(owner)
 
 
-async def test_the_state_is_exported_as_programs_know_it(items):
-    await add(items, "one")
-    told = await items.export_state(HOME, MODEL, "external_llm", False, False, [], [], [])
-    assert list(told)[:7] == [
-        "session_id",
-        "model",
-        "memory_approach",
-        "use_slm",
-        "use_lora_finetuning",
-        "timestamp",
-        "memory_state",
-    ]
-    assert told["memory_state"].keys() == {
-        "total_context", "used_context", "available_context", "utilization_percentage", "token_usage", "performance_metrics",
-    }  # fmt: skip
-    (item,) = told["active_memory_items"]
-    assert item["compressed_summary"] == "one"
-    assert item["last_accessed"] == "2026-01-05T12:00:00Z"
-
-
 async def test_what_is_recalled_belongs_to_the_session_or_is_shared(items):
     await add(items, "The lighthouse keeper is called Zephyrine.")
     await add(items, "Zephyrine holds the shared key.", at=AWAY, scope="tenant")
