@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from memory.errors import InvalidRequest, NotFound, TooLarge
+from memory.errors import InvalidRequest, NotFound, StoreBusy, TooLarge
 from memory.forms import form_tokens
 from memory.identify import new_id, place
 from memory.items import Items
@@ -356,6 +356,21 @@ async def test_deletion_happens_only_where_it_is_set(make, owner, hands):
     hands.forward(days=366)
     assert (await items.hygiene(HOME)).deleted == 1
     assert await items.retrieve(TENANT, id) is None
+    await agree(owner)
+
+
+async def test_an_item_whose_session_is_erased_meanwhile_is_added_by_the_next_try(items, pool, owner):
+    await owner.execute(
+        "create function infold.erases() returns trigger language plpgsql as $$ begin"
+        " delete from infold.states where id = new.session; return null; end $$;"
+        " create trigger erases after insert on infold.items for each row execute function infold.erases()"
+    )
+    id = new_id()
+    with pytest.raises(StoreBusy):
+        await add(items, "one", id=id)
+    assert pool.available
+    assert (await add(items, "one", id=id)).full_content == "one"
+    await items.hygiene(HOME)
     await agree(owner)
 
 
