@@ -6,7 +6,6 @@ simply made again.
 """
 
 import atexit
-import json
 import logging
 import os
 import sys
@@ -33,6 +32,7 @@ from memory.loop import LoopThread
 from memory.models import ModelTable
 from memory.nouns import Clock, CompressionStrategy, MemoryApproach, Principal, TaskStatus, utc_now
 from memory.settings import Settings
+from memory.snapshot import About, state_json
 from memory.summarize import upstream
 from memory.table import ConfigFile, in_effect, model_config, read_config
 from memory.tokens import Counter
@@ -247,18 +247,8 @@ class LLMMemoryManager:
         self._call(lambda: items.track_usage(self._place, self.model_name, input_tokens, output_tokens, id))
 
     def export_memory_state_json(self) -> str:
-        return json.dumps(self._call(self._exported), indent=2, ensure_ascii=False)
-
-    async def _exported(self) -> Values:
-        board, about = self._engine.board, (self.memory_approach.value, self.use_slm, self.use_lora_finetuning)
-        tasks, agents = await board.tasks(self._place), await board.agents(self._place)
-        held = await self._engine.quarantine.listed(self._place)
-        exported = await self._engine.items.export_state(
-            self._place, self.model_name, *about, tasks, agents, [one for one in held if one.is_active]
-        )
-        for context in exported["quarantined_contexts"]:
-            context.pop("isolated_content", None)
-        return exported
+        about = About(self.memory_approach, self.use_slm, self.use_lora_finetuning)
+        return self._call(lambda: state_json(self._engine.whole, self._place, self.model_name, about))
 
     # Tasks and agents.
 

@@ -68,7 +68,7 @@ class Engine:
         self._bulk = OnnxEmbedder(threads=BULK_THREADS)
         self._clock = clock
         whole = memory(self._pool, dsn, counter, models, settings, clock, self.embedder, summarize)
-        self._signals = whole.signals
+        self.whole, self._signals = whole, whole.signals
         self.items, self.board, self.humans, self.quarantine = whole.items, whole.board, whole.humans, whole.quarantine
 
     async def open(self, key: str | None, pepper: bytes | None) -> bytes:

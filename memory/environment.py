@@ -182,6 +182,9 @@ def as_settings(values: Mapping[str, str]) -> dict[str, str]:
         "INFOLD_LOG_LEVEL": {"warn": "warning", "critical": "error", "fatal": "error"}.get(level, level),
         "INFOLD_UPSTREAM": upstream(values),
         "INFOLD_PRIMARY_MODEL": values.get("PRIMARY_LLM_MODEL"),
+        "INFOLD_MEMORY_APPROACH": values.get("MEMORY_APPROACH"),
+        "INFOLD_USE_SLM": values.get("USE_SLM"),
+        "INFOLD_USE_LORA_FINETUNING": values.get("USE_LORA_FINETUNING"),
         "INFOLD_DATABASE_URL": database_url(values),
         "OPENAI_API_KEY": values.get("OPENAI_API_KEY"),
     }

@@ -10,6 +10,7 @@ LLMMemoryError
   ModelError          an embedder or a summariser did not do its work
   StoreError          PostgreSQL did not do its work
     StoreUnavailable  not reachable, too slow, or shutting down: try again later
+      StoreBusy       somebody else has locked what is to be changed
     StoreRefused      it will never take this record
     SpoolError        the disk did not take the record either
 """
@@ -64,6 +65,10 @@ class StoreError(LLMMemoryError):
 
 class StoreUnavailable(StoreError):
     """The database cannot be reached or did not answer in time."""
+
+
+class StoreBusy(StoreUnavailable):
+    """Somebody else is changing the same; try again."""
 
 
 class SpoolError(StoreError):

@@ -24,6 +24,7 @@ class Action(StrEnum):
 class Tending(NamedTuple):
     action: Action
     why: str
+    form: ItemForm = ItemForm.SUMMARY  # what COMPRESS makes of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +66,23 @@ def tend(case: Case, rules: Hygiene, now: datetime) -> Tending:
 def tend_all(cases: Sequence[Case], rules: Hygiene, now: datetime) -> list[tuple[Case, Tending]]:
     """What becomes of a session's items, those first that are worth least.
 
-    Of the items that then have a form below full, those beyond `max_compressed_items` are archived.
+    Of the items that then stand in prompts in a short form, those beyond `max_compressed_items` leave prompts; search
+    still finds them. Age alone archives.
     """
     tended = [(case, tend(case, rules, now)) for case in sorted(cases, key=lambda case: case.order)]
-    compressed = [number for number, (case, tending) in enumerate(tended) if is_compressed(case, tending)]
-    for number in compressed[: max(0, len(compressed) - rules.max_compressed_items)]:
+    short = [number for number, (case, tending) in enumerate(tended) if is_short(case, tending)]
+    for number in short[: max(0, len(short) - rules.max_compressed_items)]:
         why = f"more than {rules.max_compressed_items:,} compressed items"
-        tended[number] = tended[number][0], Tending(Action.ARCHIVE, why)
+        tended[number] = tended[number][0], Tending(Action.COMPRESS, why, ItemForm.NONE)
     return tended
 
 
-def is_compressed(case: Case, tending: Tending) -> bool:
-    """Whether an item that may be archived stands in less than full form after its tending."""
+def is_short(case: Case, tending: Tending) -> bool:
+    """Whether an item that may leave prompts stands there in a short form after its tending."""
     if case.pinned or case.status is not ItemStatus.ACTIVE:
         return False
-    return tending.action is Action.COMPRESS or (tending.action is Action.KEEP and case.form is not ItemForm.FULL)
+    kept_short = tending.action is Action.KEEP and case.form in (ItemForm.SUMMARY, ItemForm.HINT)
+    return tending.action is Action.COMPRESS or kept_short
 
 
 def told(time: timedelta) -> str:

@@ -37,7 +37,7 @@ from memory.nouns import (
     utc_now,
 )
 from memory.presence import Presence
-from memory.rows import exported, found_item, item_of, read_cursor, row_of, scope_of, status_of, text_of, write_cursor
+from memory.rows import found_item, item_of, read_cursor, row_of, scope_of, status_of, text_of, write_cursor
 from memory.search import Finder, Quote
 from memory.settings import Settings
 from memory.state import Profile, Profiles, Shares, States
@@ -485,23 +485,3 @@ class Items:
     ) -> None:
         """Add tokens that a program had from a provider, and what they cost; again with the same id changes nothing."""
         await self._states.track_usage(place, model, input_tokens, output_tokens, id)
-
-    async def export_state(
-        self,
-        place: Place,
-        model: str,
-        approach: str,
-        use_slm: bool,
-        use_lora: bool,
-        tasks: Sequence[msgspec.Struct],
-        agents: Sequence[msgspec.Struct],
-        contexts: Sequence[msgspec.Struct],
-    ) -> dict[str, Any]:
-        """What `export_memory_state_json` writes; dates as ISO text."""
-        state = await self.state(place, model)
-        items, _ = await self.listed(place, place.tenant, None, check.MOST_LIMIT, "active", full=False)
-        more = {"tasks": tasks, "agents": agents, "quarantined_contexts": contexts}
-        flags = {"memory_approach": approach, "use_slm": use_slm, "use_lora_finetuning": use_lora}
-        return (
-            exported(state, items, self._clock()) | flags | {name: msgspec.to_builtins(v) for name, v in more.items()}
-        )

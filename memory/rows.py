@@ -2,7 +2,6 @@
 
 import base64
 import binascii
-from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from memory.errors import InvalidRequest
 from memory.find import Hit, term_ids
 from memory.forms import Sizes, budget_tokens, digest, prefix_summary
 from memory.lexical import terms
-from memory.nouns import FoundItem, ItemForm, ItemStatus, MemoryItem, MemoryStateSnapshot, Passage, Place
+from memory.nouns import FoundItem, ItemForm, ItemStatus, MemoryItem, Passage, Place
 from memory.store.items import ItemRow, NewItem, Text
 from memory.store.passages import NewPassage
 
@@ -115,33 +114,6 @@ def fields(row: ItemRow, session_name: str, full: bool) -> dict[str, Any]:
         "scope": SCOPES[row.shared],
         "form": ItemForm(row.form).name.lower(),
     }
-
-
-def exported(state: MemoryStateSnapshot, items: Sequence[MemoryItem], now: datetime) -> dict[str, Any]:
-    """What `export_memory_state_json` writes of the items; dates as ISO text."""
-    listed = (
-        "id content_type compressed_summary token_count compressed_token_count priority access_count last_accessed"
-    ).split()
-    told: dict[str, Any] = msgspec.to_builtins(
-        {
-            "session_id": state.session_id,
-            "model": state.model_name,
-            "memory_approach": "",
-            "use_slm": False,
-            "use_lora_finetuning": False,
-            "timestamp": now,
-            "memory_state": {
-                "total_context": state.total_context_length,
-                "used_context": state.used_context_length,
-                "available_context": state.available_context_length,
-                "utilization_percentage": state.context_utilization_percentage,
-                "token_usage": state.token_usage_stats,
-                "performance_metrics": state.performance_metrics,
-            },
-            "active_memory_items": [{name: getattr(item, name) for name in listed} for item in items],
-        }
-    )
-    return told
 
 
 def scope_of(value: object) -> Literal["session", "tenant"]:

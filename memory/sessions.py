@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from memory import check
 from memory.errors import InvalidRequest, NotFound
 from memory.identify import SESSION_NAME, node_of, place
-from memory.nouns import Clock, Session, TurnEntry
-from memory.store.items import delete_item
+from memory.nouns import Clock, Place, Session, TurnEntry
 from memory.store.pool import Pool
-from memory.store.sessions import delete_board, item_ids, list_sessions, list_turns
+from memory.store.sessions import delete_board, delete_items, list_sessions, list_turns
 from memory.store.signals import tell
 
 WAIT_SECONDS = 30.0
+DELETED_AT_ONCE = 500  # items in a transaction
 
 Before = tuple[datetime, str] | None
 
@@ -48,18 +48,23 @@ class Sessions:
     async def delete(self, tenant: bytes, name: str) -> int:
         """Delete what programs stored in a session; gives how many items. Conversations and quarantine stay.
 
+        Where it breaks off, what was deleted stays so; called again, it goes on.
+
         Raises:
             NotFound: see `one`.
         """
         await self.one(tenant, name)
-        where, now = place(tenant, name), self._clock()
+        where, now, deleted = place(tenant, name), self._clock(), 0
+        while more := await self._delete_some(where, now):
+            deleted += more
         async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
-            ids = await item_ids(connection, where)
-            for id in ids:
-                await delete_item(connection, tenant, id, now)
             await delete_board(connection, where)
-            await tell(connection, tenant, "session_deleted", name, {"items": len(ids)}, now)
-        return len(ids)
+            await tell(connection, tenant, "session_deleted", name, {"items": deleted}, now)
+        return deleted
+
+    async def _delete_some(self, where: Place, now: datetime) -> int:
+        async with self._pool.tenant(where.tenant, WAIT_SECONDS) as connection:
+            return await delete_items(connection, where, DELETED_AT_ONCE, now)
 
     async def turns(
         self, tenant: bytes, session: str | None = None, cursor: object = None, limit: object = 100

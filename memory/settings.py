@@ -42,7 +42,7 @@ class Hygiene:
     compress_after_days: float = 7  # since it was last read
     archive_after_days: float = 30  # since it was stored, where nobody reads it
     delete_after_days: float | None = None  # since it was stored; None: never
-    max_compressed_items: int = 1_000  # in a session; more are archived
+    max_compressed_items: int = 1_000  # in a session's prompt; more leave it, search finds them
     every_items: int = 100  # added to a session since the last time; 0: only by schedule
 
 

@@ -244,18 +244,18 @@ class States:
 
     async def _tend(self, place: Place, tended: Sequence[tuple[Case, Tending]]) -> None:
         await self._not_in_the_future(place, tended)
-        work = [(case.id, tending.action) for case, tending in tended if tending.action is not Action.KEEP]
+        work = [(case.id, tending) for case, tending in tended if tending.action is not Action.KEEP]
         for start in range(0, len(work), TENDED_AT_ONCE):
             async with self._pool.tenant(place.tenant, WRITE_SECONDS) as connection:
                 await be_alone(connection, place)
                 part = sorted(work[start : start + TENDED_AT_ONCE])
                 now = self._clock()
-                smaller = {id: ItemForm.SUMMARY for id, action in part if action is Action.COMPRESS}
+                smaller = {id: tending.form for id, tending in part if tending.action is Action.COMPRESS}
                 await set_forms(connection, place, smaller, now)
-                for id, action in part:
-                    if action is Action.ARCHIVE:
+                for id, tending in part:
+                    if tending.action is Action.ARCHIVE:
                         await change_item(connection, place.tenant, id, ItemChanges(archived=True), now)
-                    elif action is Action.DELETE:
+                    elif tending.action is Action.DELETE:
                         await delete_item(connection, place.tenant, id, now)
         async with self._pool.tenant(place.tenant, WRITE_SECONDS) as connection:
             await be_patient(connection)

@@ -52,6 +52,6 @@ def moment(value: object, field: str) -> datetime | None:
         return None
     try:
         made = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    except ValueError:
+        return made.astimezone(UTC) if made.tzinfo else made.replace(tzinfo=UTC)
+    except (ValueError, OverflowError):  # one in year 1 or 9999 can have none in UTC
         raise InvalidRequest(f"{field} must be a date or a time in ISO 8601, such as 2026-01-05", field) from None
-    return made if made.tzinfo else made.replace(tzinfo=UTC)

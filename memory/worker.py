@@ -12,7 +12,7 @@ from uuid import UUID
 import structlog
 
 from memory.embed import Embedder, chunks
-from memory.errors import ModelError
+from memory.errors import ModelError, StoreError
 from memory.find import kind_id, space_id
 from memory.humans import Humans
 from memory.items import Items
@@ -137,22 +137,36 @@ async def embed_patiently(pool: Pool, embedder: Embedder, tenant: bytes, item: U
 
 
 async def hygiene(pool: Pool, items: Items, embedder: Embedder | None, clock: Clock) -> None:
-    """Tidy all sessions of all tenants, and ask again for vectors that are missing."""
+    """Tidy all sessions of all tenants, and ask again for vectors that are missing.
+
+    A tenant whose turn fails waits for the next run, like those whose turn went well: else it came first every time.
+
+    Raises:
+        StoreError: the database has gone meanwhile.
+    """
     async with pool.connection(WAIT_SECONDS) as connection:
         tenants = await load_calendar(connection)
     for tenant in tenants:
+        try:
+            await tidy_tenant(pool, items, embedder, tenant, clock)
+        except StoreError as error:
+            log.warning("not tidied", tenant=tenant.hex(), reason=str(error))
         async with pool.tenant(tenant, WAIT_SECONDS) as connection:
-            places = await list_places(connection, tenant)
-        reports = []
-        for place in places:
-            reports.append(await items.hygiene(place))
-            tell_of(reports[-1])
-        async with pool.tenant(tenant, WAIT_SECONDS) as connection:
-            if embedder is not None:
-                for id in await passages.not_embedded(connection, tenant, space_id(embedder.name)):
-                    await want_vectors(connection, tenant, id)
             await mark_tidied(connection, tenant, clock())
-        await job_done(pool, tenant, None, {"name": "hygiene", "sessions": len(reports), **counted(reports)}, clock())
+
+
+async def tidy_tenant(pool: Pool, items: Items, embedder: Embedder | None, tenant: bytes, clock: Clock) -> None:
+    async with pool.tenant(tenant, WAIT_SECONDS) as connection:
+        places = await list_places(connection, tenant)
+    reports = []
+    for place in places:
+        reports.append(await items.hygiene(place))
+        tell_of(reports[-1])
+    if embedder is not None:
+        async with pool.tenant(tenant, WAIT_SECONDS) as connection:
+            for id in await passages.not_embedded(connection, tenant, space_id(embedder.name)):
+                await want_vectors(connection, tenant, id)
+    await job_done(pool, tenant, None, {"name": "hygiene", "sessions": len(reports), **counted(reports)}, clock())
 
 
 async def expire(pool: Pool, humans: Humans, clock: Clock) -> None:

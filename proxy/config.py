@@ -26,6 +26,7 @@ from pydantic_settings import (
 from memory.environment import ENV_FILE, as_settings, variables
 from memory.errors import InvalidRequest
 from memory.models import ModelOverride
+from memory.nouns import MemoryApproach
 from memory.settings import EMBEDDERS, Compression, Hygiene, Recall, Settings, Summaries, Work, names_embedder
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
@@ -130,6 +131,9 @@ class Config(BaseSettings):
     human_expiry_hours: Annotated[float, Field(gt=0)] = Settings().work.human_expiry_hours
     rest: RestSection = RestSection()
     primary_model: str = "gpt-4o"
+    memory_approach: MemoryApproach = MemoryApproach.EXTERNAL_LLM
+    use_slm: bool = False
+    use_lora_finetuning: bool = False
 
     embed_socket: Path | None = None  # set by the parent process for its children: where the job worker embeds
     supervised: bool = False  # likewise: somebody else runs the database and the job worker

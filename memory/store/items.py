@@ -12,7 +12,7 @@ import asyncpg
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from memory.errors import Conflict
+from memory.errors import Conflict, StoreBusy
 from memory.forms import form_tokens
 from memory.nouns import ItemForm, ItemStatus, Place
 from memory.store.passages import NewPassage, columns_of, delete_passages, insert_passages
@@ -113,6 +113,7 @@ async def add_item(connection: asyncpg.Connection, place: Place, model: str, new
 
     Raises:
         Conflict: its content or metadata holds what is in quarantine.
+        StoreBusy: its session was erased meanwhile; the next try makes it anew.
     """
     text = new.text
     with refusing():
@@ -125,7 +126,7 @@ async def add_item(connection: asyncpg.Connection, place: Place, model: str, new
             *columns_of(text.passages), new.job, now,
         )  # fmt: skip
     if row is None:
-        raise asyncpg.InterfaceError("the session of an item that was added before is gone")
+        raise StoreBusy("all of the tenant was erased while the item was added")
     return Added(*row)
 
 

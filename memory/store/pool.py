@@ -8,7 +8,7 @@ import asyncpg
 import structlog
 from pgvector.asyncpg import register_vector
 
-from memory.errors import StoreError, StoreRefused, StoreUnavailable
+from memory.errors import StoreBusy, StoreError, StoreRefused, StoreUnavailable
 
 log = structlog.get_logger()
 
@@ -33,6 +33,8 @@ AWAY = (
     asyncpg.InsufficientResourcesError,  # disk full, out of memory, too many connections
     asyncpg.ReadOnlySQLTransactionError,
 )
+
+BUSY = (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)  # it answers, and the next try may go through
 
 REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.CardinalityViolationError)
 
@@ -80,6 +82,7 @@ class Pool:
 
         Raises:
             StoreUnavailable: the database is away, too slow, or all connections are in use.
+            StoreBusy: a lock was not to be had; the gate stays open.
             StoreRefused: it will never take this record.
             StoreError: it refused for another reason.
         """
@@ -94,6 +97,8 @@ class Pool:
             give_up(connection)
             self._shut(error)
             raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+        except BUSY as error:
+            raise StoreBusy(f"{type(error).__name__}: {error}") from error
         except REFUSED as error:
             raise StoreRefused(f"{type(error).__name__}: {error}") from error
         except asyncpg.PostgresError as error:

@@ -1,12 +1,14 @@
 """Sessions and turns, as lists: what programs named, and what conversations were held."""
 
 from datetime import datetime
-from uuid import UUID
 
 import asyncpg
 
+from memory.forms import form_tokens
 from memory.identify import text_id
-from memory.nouns import NIL, Place, Session, TurnEntry
+from memory.nouns import NIL, ItemForm, ItemStatus, Place, Session, TurnEntry
+from memory.store.items import be_patient, count
+from memory.store.passages import affected
 
 # A conversation that names its session belongs to it; another one is a session by its own id.
 ALL = (
@@ -67,11 +69,24 @@ async def delete_board(connection: asyncpg.Connection, place: Place) -> None:
         )
 
 
-async def item_ids(connection: asyncpg.Connection, place: Place) -> list[UUID]:
-    """A session's items that are not in quarantine, in the order in which items are locked."""
+async def delete_items(connection: asyncpg.Connection, place: Place, most: int, now: datetime) -> int:
+    """Remove up to `most` of a session's items that are not in quarantine, and all that was made of them; how many.
+
+    Belongs into a transaction; items are locked in the order in which all do.
+    """
     assert place.id != NIL
+    await be_patient(connection)
     rows = await connection.fetch(
-        "select id from infold.items where tenant = $1 and session = $2 and status < 2 order by id",
-        place.tenant, place.id,
+        "select id, status, form, tokens, summary_tokens from infold.items where tenant = $1 and session = $2"
+        " and status < 2 order by id limit $3 for update",
+        place.tenant, place.id, most,
     )  # fmt: skip
-    return [row["id"] for row in rows]
+    ids, active = [row["id"] for row in rows], [row for row in rows if row["status"] == ItemStatus.ACTIVE]
+    gone = {}
+    for table, key in (("vectors", "item"), ("passages", "item"), ("items", "id")):
+        delete = f"delete from infold.{table} where tenant = $1 and {key} = any($2)"
+        gone[table] = affected(await connection.execute(delete, place.tenant, ids))
+    tokens = sum(row["tokens"] for row in active)
+    used = sum(form_tokens(row["tokens"], row["summary_tokens"], ItemForm(row["form"])) for row in active)
+    await count(connection, place.tenant, place.id, (-tokens, -used), -gone["passages"], -gone["vectors"], now)
+    return gone["items"]

@@ -7,7 +7,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
-from memory.errors import StoreError, StoreUnavailable
+from memory.errors import StoreBusy, StoreError, StoreUnavailable
 from memory.store.pool import WAIT_SECONDS, Pool
 from memory.store.turns import BATCH_BYTES, TurnRecord, record_turns
 
@@ -73,7 +73,7 @@ class TurnWriter:
             async with self._pool.connection() as connection:
                 sessions = await record_turns(connection, [turn for turn, _ in waiting], self._relaxed)
         except StoreError as error:
-            if len(waiting) > 1 and not isinstance(error, StoreUnavailable):
+            if len(waiting) > 1 and (isinstance(error, StoreBusy) or not isinstance(error, StoreUnavailable)):
                 for one in waiting:  # one of them is at fault
                     await self._commit([one])
                 return

@@ -218,7 +218,7 @@ class ItemPage(Page, frozen=True, kw_only=True):
 
 
 class ContextQuery(Asked, frozen=True, kw_only=True):
-    max_tokens: Annotated[int | None, Meta(extra_json_schema={"minimum": 0})] = None
+    max_tokens: Annotated[int | None, Meta(extra_json_schema={"minimum": 1})] = None
     query: Annotated[str | None, Meta(description="What the context is for: what fits it comes first.")] = None
 
 

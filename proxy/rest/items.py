@@ -1,9 +1,8 @@
 """Items, what a session's prompt holds of them, and hygiene."""
 
-import msgspec
-
 from memory import check
 from memory.errors import NotFound
+from memory.snapshot import About, state_json
 from proxy.rest.asking import Asking
 from proxy.rest.bodies import (
     Context,
@@ -72,11 +71,9 @@ async def state(asking: Asking) -> State:
 
 
 async def state_export(asking: Asking) -> StateExport:
-    memory, place = asking.memory, asking.place
-    tasks, agents = await memory.board.tasks(place), await memory.board.agents(place)
-    contexts = await memory.quarantine.listed(place)
-    told = await memory.items.export_state(place, asking.model, "external_llm", False, False, tasks, agents, contexts)
-    return StateExport(state_json=msgspec.json.format(msgspec.json.encode(told), indent=2).decode())
+    config = asking.parts.config
+    about = About(config.memory_approach, config.use_slm, config.use_lora_finetuning)
+    return StateExport(state_json=await state_json(asking.memory, asking.place, asking.model, about))
 
 
 async def context(asking: Asking, query: ContextQuery) -> Context:

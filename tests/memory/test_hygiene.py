@@ -38,7 +38,7 @@ def case(number: int = 1, stored: float = 0, read: float = 0, **more) -> Case:
 )
 def test_what_becomes_of_an_item_goes_by_its_age_and_its_last_reader(stored, read, action):
     assert tend(case(stored=stored, read=read), RULES, NOON).action is action
-    assert tend(case(stored=stored, read=read, pinned=True), RULES, NOON) == (Action.KEEP, "pinned")
+    assert tend(case(stored=stored, read=read, pinned=True), RULES, NOON)[:2] == (Action.KEEP, "pinned")
 
 
 def test_a_reason_is_told_in_words():
@@ -57,12 +57,16 @@ def test_low_priorities_are_tended_first_then_what_was_read_longest_ago():
     assert [c.id.int for c, _ in tend_all(cases, RULES, NOON)] == [3, 2, 4, 1]
 
 
-def test_compressed_items_beyond_the_bound_are_archived():
+def test_compressed_items_beyond_the_bound_leave_prompts_and_are_not_archived():
     cases = [case(n, 1, n / 100, form=ItemForm.SUMMARY) for n in range(1, 6)] + [
-        case(9, form=ItemForm.SUMMARY, pinned=True)
+        case(7, 1, 1, form=ItemForm.NONE),
+        case(9, form=ItemForm.SUMMARY, pinned=True),
     ]
     tended = tend_all(cases, Hygiene(max_compressed_items=2), NOON)
-    assert [c.id.int for c, t in tended if t.action is Action.ARCHIVE] == [5, 4, 3]
+    assert [(c.id.int, t.form) for c, t in tended if t.action is Action.COMPRESS] == [
+        (number, ItemForm.NONE) for number in (5, 4, 3)
+    ]
+    assert Action.ARCHIVE not in {t.action for _, t in tended}
 
 
 @st.composite
@@ -82,7 +86,7 @@ def test_twice_is_once(found, most):
     done = []
     for item, tending in tend_all(found, rules, NOON):
         if tending.action is Action.COMPRESS:
-            item = replace(item, form=ItemForm.SUMMARY)
+            item = replace(item, form=tending.form)
         elif tending.action is Action.ARCHIVE:
             item = replace(item, status=ItemStatus.ARCHIVED)
         done.append(item)

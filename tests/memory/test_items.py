@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from memory.errors import InvalidRequest, NotFound, TooLarge
+from memory.errors import InvalidRequest, NotFound, StoreBusy, TooLarge
 from memory.forms import form_tokens
 from memory.identify import new_id, place
 from memory.items import Items
@@ -337,12 +337,40 @@ async def test_hygiene_compresses_after_a_week_and_archives_after_a_month(items,
     assert (again.compressed, again.archived, again.deleted) == (0, 0, 0)
 
 
+async def test_what_is_beyond_the_bound_of_short_forms_leaves_prompts_and_is_found(make, owner, hands, rng):
+    items = make(Settings(hygiene=Hygiene(max_compressed_items=1)))
+    first, second = [await add(items, prose(rng, 400)) for _ in range(2)]
+    hands.forward(days=8)
+    report = await items.hygiene(HOME)
+    assert (report.compressed, report.archived) == (2, 0)
+    assert {e.id for e in (await items.working_context(HOME, MODEL)).compressed_items} == {second.id}
+    assert first.id in [hit.id for hit in await items.search(HOME, first.full_content[:80])]
+    again = await items.hygiene(HOME)
+    assert (again.compressed, again.kept) == (0, 2)
+    await agree(owner)
+
+
 async def test_deletion_happens_only_where_it_is_set(make, owner, hands):
     items = make(Settings(hygiene=Hygiene(delete_after_days=365)))
     id = (await add(items, "old")).id
     hands.forward(days=366)
     assert (await items.hygiene(HOME)).deleted == 1
     assert await items.retrieve(TENANT, id) is None
+    await agree(owner)
+
+
+async def test_an_item_whose_session_is_erased_meanwhile_is_added_by_the_next_try(items, pool, owner):
+    await owner.execute(
+        "create function infold.erases() returns trigger language plpgsql as $$ begin"
+        " delete from infold.states where id = new.session; return null; end $$;"
+        " create trigger erases after insert on infold.items for each row execute function infold.erases()"
+    )
+    id = new_id()
+    with pytest.raises(StoreBusy):
+        await add(items, "one", id=id)
+    assert pool.available
+    assert (await add(items, "one", id=id)).full_content == "one"
+    await items.hygiene(HOME)
     await agree(owner)
 
 
@@ -401,26 +429,6 @@ async def test_secrets_go_out_of_sight_at_once_or_are_told(make, owner):
     assert [entry[3] for entry in told] == [False, True]
     assert await owner.fetchval("select count(*) from infold.vectors where item = $1", told[1][2]) == 0
     await agree(owner)
-
-
-async def test_the_state_is_exported_as_programs_know_it(items):
-    await add(items, "one")
-    told = await items.export_state(HOME, MODEL, "external_llm", False, False, [], [], [])
-    assert list(told)[:7] == [
-        "session_id",
-        "model",
-        "memory_approach",
-        "use_slm",
-        "use_lora_finetuning",
-        "timestamp",
-        "memory_state",
-    ]
-    assert told["memory_state"].keys() == {
-        "total_context", "used_context", "available_context", "utilization_percentage", "token_usage", "performance_metrics",
-    }  # fmt: skip
-    (item,) = told["active_memory_items"]
-    assert item["compressed_summary"] == "one"
-    assert item["last_accessed"] == "2026-01-05T12:00:00Z"
 
 
 async def test_what_is_recalled_belongs_to_the_session_or_is_shared(items):

@@ -58,7 +58,15 @@ async def test_a_time_and_a_session_narrow(book):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "field"), [(("week",), "by"), (("day", "soon"), "from"), (("day", None, 7), "to"), (([],), "by")]
+    ("arguments", "field"),
+    [
+        (("week",), "by"),
+        (("day", "soon"), "from"),
+        (("day", None, 7), "to"),
+        (([],), "by"),
+        (("day", "0001-01-01T00:00:00+05:00"), "from"),
+        (("day", None, "9999-12-31T23:59:59-05:00"), "to"),
+    ],
 )
 async def test_bad_input_names_its_field(book, arguments, field):
     with pytest.raises(InvalidRequest) as refused:

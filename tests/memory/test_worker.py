@@ -237,6 +237,23 @@ async def test_hygiene_goes_through_all_tenants(items, pool, owner, hands):
     assert {row["tidied"] for row in await owner.fetch("select tidied from infold.calendar")} == {hands.now}
 
 
+async def test_a_tenant_that_cannot_be_tidied_keeps_nobody_else_waiting(items, owner, hands, pool):
+    mine, theirs = await add(items, "mine"), await add(items, "theirs", STRANGER)
+    hands.forward(days=8)
+    first = await owner.fetchval("select min(tenant) from infold.calendar")
+    await owner.execute(
+        "create function infold.fails() returns trigger language plpgsql as $$ begin raise 'no'; end $$;"
+        " create trigger fails before update of form on infold.items for each row"
+        f" when (old.tenant = '\\x{first.hex()}') execute function infold.fails()"
+    )
+    await hygiene(pool, items, None, hands)
+    forms = {tenant: (await items.retrieve(tenant, item.id)).form for tenant, item in
+             ((TENANT, mine), (STRANGER.tenant, theirs))}  # fmt: skip
+    assert forms.pop(first) == "full"
+    assert list(forms.values()) == ["summary"]
+    assert {row["tidied"] for row in await owner.fetch("select tidied from infold.calendar")} == {hands.now}
+
+
 async def test_what_is_scheduled_waits_for_its_time(dsn, owner):
     async def never():
         raise AssertionError

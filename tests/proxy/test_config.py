@@ -250,10 +250,12 @@ def test_names_from_elsewhere_are_settings(monkeypatch, tmp_path):
     (tmp_path / ".env").write_text(
         "API_PORT=9000\nLOG_LEVEL=WARNING\nPRIMARY_LLM_PROVIDER=groq\nPRIMARY_LLM_MODEL=gpt-4\nINFOLD_WORKERS=2\n"
         "INFOLD_HYGIENE__ARCHIVE_AFTER_DAYS=3\nDB_HOST=h\nDB_PASSWORD=s3cret\nUNKNOWN_NAME=x\n"
+        "MEMORY_APPROACH=slm\nUSE_SLM=on\nUSE_LORA_FINETUNING=yes\n"
     )
     config = load()
     assert (config.port, config.log_level, config.workers, config.primary_model) == (9000, "warning", 2, "gpt-4")
     assert config.upstream == "https://api.groq.com/openai/v1"
+    assert (config.memory_approach, config.use_slm, config.use_lora_finetuning) == ("slm", True, True)
     assert config.settings.hygiene.archive_after_days == 3
     assert config.database_url is not None
     assert config.database_url.get_secret_value() == "postgresql://infold:s3cret@h:5432/infold"

@@ -7,7 +7,7 @@ import time
 import asyncpg
 import pytest
 
-from memory.errors import StoreError, StoreUnavailable
+from memory.errors import StoreBusy, StoreError, StoreUnavailable
 from memory.store.migrate import migrate
 from memory.store.pool import Pool
 from tests.conftest import finish, open_pool, own_postgres, run_sql
@@ -70,6 +70,34 @@ async def test_an_error_of_the_query_is_no_outage(pool):
             await connection.execute("select 1 / 0")
 
     assert not isinstance(caught.value, StoreUnavailable)
+    assert pool.available
+
+
+async def lock(connection: asyncpg.Connection, number: int) -> None:
+    await connection.execute("select pg_advisory_xact_lock($1)", number)
+
+
+async def test_a_lock_that_somebody_else_holds_is_no_outage(pool):
+    async with pool.tenant(b"t" * 16) as holder:
+        await lock(holder, 1)
+        with pytest.raises(StoreBusy):
+            async with pool.tenant(b"u" * 16) as connection:
+                await lock(connection, 1)
+    assert pool.available
+
+
+async def test_two_who_wait_for_each_other_are_told_to_try_again(pool):
+    both = asyncio.Barrier(2)
+
+    async def take(first: int, second: int) -> None:
+        async with pool.tenant(b"t" * 16) as connection:
+            await connection.execute("select set_config('lock_timeout', '20s', true)")
+            await lock(connection, first)
+            await both.wait()
+            await lock(connection, second)
+
+    outcomes = await asyncio.gather(take(1, 2), take(2, 1), return_exceptions=True)
+    assert [type(one) for one in outcomes if one is not None] == [StoreBusy]
     assert pool.available
 
 

@@ -6,11 +6,11 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from memory.errors import StoreError, StoreRefused, StoreUnavailable
+from memory.errors import StoreBusy, StoreError, StoreRefused, StoreUnavailable
 from memory.identify import child
 from memory.store import writer
 from memory.store.pool import Pool
-from memory.store.turns import NodeRow, TurnRecord, attempt_id
+from memory.store.turns import NodeRow, TurnRecord, attempt_id, record_turns
 from memory.store.writer import MOST_TURNS, TurnWriter
 from proxy.wire.openai import message_of
 
@@ -64,6 +64,16 @@ async def test_one_refused_turn_leaves_the_others_recorded(pool, owner):
     assert [n for n, end in enumerate(ended) if isinstance(end, StoreRefused)] == [7]
     assert [end for end in ended if isinstance(end, str)] == [f"s{n}" for n in range(20) if n != 7]
     assert await owner.fetchval("select count(*) from infold.turns") == 19
+
+
+async def test_a_turn_that_waits_for_a_lock_takes_no_other_along(pool, owner):
+    turns = [turn(n) for n in range(20)]
+    async with pool.tenant(turns[7].tenant) as other:
+        await record_turns(other, [turns[7]])  # not committed yet
+        ended = await asyncio.gather(*map(TurnWriter(pool).write, turns), return_exceptions=True)
+
+    assert [n for n, end in enumerate(ended) if isinstance(end, StoreBusy)] == [7]
+    assert await owner.fetchval("select count(*) from infold.turns") == 20
 
 
 async def test_a_requester_who_leaves_takes_no_turn_along(pool, owner):

@@ -9,6 +9,8 @@ import httpx
 import pytest
 
 from proxy.rest.table import ENDPOINTS
+from tests.memory.test_detect import CAPITALS, drawn
+from tests.proxied import Provider, proxying
 from tests.proxy.rest.conftest import Caller, refused, told
 
 NOBODY = "0198c000-0000-7000-8000-000000000000"
@@ -89,6 +91,23 @@ def test_state_context_and_export_tell_of_the_session(house):
     assert [item["id"] for item in exported["active_memory_items"]] == [id]
 
 
+def test_the_export_of_a_session_tells_the_approach_of_the_settings_and_no_proposal(new_database, tmp_path):
+    with (
+        new_database() as dsn,
+        Provider().serving() as upstream,
+        proxying(upstream.url, dsn, tmp_path, memory_approach="slm", use_slm=True) as proxy,
+    ):
+        caller = Caller(proxy.url)
+        caller.add(f"proposed: AKIA{drawn(16, CAPITALS)}")
+        thread = caller.post("quarantine", content="ibex-4471", context_type="note", reason="a code")["thread_id"]
+        assert caller.get("quarantine")["count"] == 2
+        exported = json.loads(caller.get("state/export")["state_json"])
+    assert (exported["memory_approach"], exported["use_slm"], exported["use_lora_finetuning"]) == ("slm", True, False)
+    (context,) = exported["quarantined_contexts"]
+    assert context["thread_id"] == thread
+    assert "isolated_content" not in context
+
+
 def test_tokens_are_counted_against_the_model_of_the_settings(house):
     caller = Caller(house[0].url, session="model")
     assert caller.get("state")["state"]["model_name"] == "gpt-4o"
@@ -167,6 +186,7 @@ def test_a_body_that_is_no_object_is_a_400(alice, raw):
         ("items", {"cursor": "of another shop"}, "cursor"),
         ("items", {"status": "lost"}, "status"),
         ("context", {"max_tokens": "-1"}, "max_tokens"),
+        ("context", {"max_tokens": "0"}, "max_tokens"),
         ("tasks", {"status": "done"}, "status"),
         ("hil/pending", {"wait": "61"}, "wait"),
         ("hil/pending", {"wait": "nan"}, "wait"),

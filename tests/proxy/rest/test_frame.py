@@ -112,6 +112,13 @@ def test_the_document_tells_every_endpoint_and_needs_no_key(ask):
     assert told == {(e.operation.method, f"/memory-manager/{e.operation.path}") for e in ENDPOINTS}
 
 
+def test_the_least_tokens_of_a_context_in_the_document_are_taken(ask):
+    parameters = ask("GET", "openapi.json", None).json()["paths"]["/memory-manager/context"]["get"]["parameters"]
+    (least,) = [one["schema"]["minimum"] for one in parameters if one["name"] == "max_tokens"]
+    assert ask("GET", f"context?max_tokens={least}").status_code == 200
+    assert ask("GET", f"context?max_tokens={least - 1}").status_code == 422
+
+
 def test_every_reference_in_the_document_leads_somewhere(ask):
     reply = ask("GET", "openapi.json", None)
     document = reply.json()
