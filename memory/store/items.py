@@ -148,8 +148,8 @@ async def load_items(
     """Items by id, without counting; without `content`, and beyond ANSWER_BYTES, 500 characters stand for it."""
     rows = await connection.fetch(
         f"select {CUT}, whole from (select *, taken <= $4 or taken = octet_length(content) as whole"
-        " from (select *, sum(octet_length(content)) over (order by array_position($2, id)) as taken"
-        " from infold.load_items($1, $2, $3)) as counted) as items",
+        " from (select *, sum(octet_length(content)) over (order by place) as taken from infold.load_items($1, $2, $3)"
+        " join unnest($2::uuid[]) with ordinality as asked (id, place) using (id)) as counted) as items",
         tenant, ids, content, ANSWER_BYTES,
     )  # fmt: skip
     return {row["id"]: item_of(row) for row in rows}
