@@ -24,7 +24,7 @@ import structlog
 from memory import check, house
 from memory.digest.fit import CountTokens
 from memory.engine import Engine, patiently
-from memory.environment import PROVIDERS, postgres_url, surroundings, variables
+from memory.environment import PROVIDERS, Surroundings, postgres_url, surroundings, variables
 from memory.errors import Conflict, LLMMemoryError
 from memory.identify import LOCAL_KEY, fingerprint, is_nobodys, new_id, place
 from memory.items import Summarize
@@ -114,32 +114,40 @@ class LLMMemoryManager:
         key = tenant_key or openai_api_key or LOCAL_KEY
         self._counter = Counter()
         self._pid = os.getpid()
-        url, wanted = around.upstream or PROVIDERS["openai"], ours.summaries.by == "upstream"
-        openai_key, anthropic_key = (
-            openai_api_key or around.openai_api_key,
-            anthropic_api_key or around.anthropic_api_key,
-        )
-        lent = anthropic_key if url == PROVIDERS["anthropic"] else openai_key
-        self._summarize: Summarize | None = None
-        if lent and (wanted or around.summarizer == "upstream"):
-            self._summarize = upstream(url, lent, self._counting, ours.summaries.model)
-        self._house: house.House | None = None
-        self._loop = LoopThread("infold memory")
+        self._summarize = self._summarizer(around, ours, openai_api_key, anthropic_api_key)
         given = (db_host, db_port, db_name, db_user, db_password)
         dsn = postgres_url(values, *given) if any(value is not None for value in given) else around.dsn
-        try:
-            if dsn is None:
-                self._house = house.enter(Path(data_dir) if data_dir else around.data_dir)
-                dsn = self._house.serve()
-            self._loop.start()
-            self._engine = self._loop.call(self._open(dsn, clock))
-            tenant = self._loop.call(self._engine.open(key, around.pepper))
-        except BaseException:
-            self._leave()
-            raise
+        tenant = self._enter(dsn, Path(data_dir) if data_dir else around.data_dir, key, around.pepper, clock)
         self._place = place(tenant, self.session_id)
         self._principal = Principal(tenant, "local" if is_nobodys(key) else f"key:{fingerprint(key)}")
         OPEN.add(self)
+
+    def _summarizer(
+        self, around: Surroundings, ours: Settings, openai_key: str | None, anthropic_key: str | None
+    ) -> Summarize | None:
+        """The provider's small model, where it is wanted and there is a key for it."""
+        url = around.upstream or PROVIDERS["openai"]
+        if url == PROVIDERS["anthropic"]:
+            key = anthropic_key or around.anthropic_api_key
+        else:
+            key = openai_key or around.openai_api_key
+        wanted = ours.summaries.by == "upstream" or around.summarizer == "upstream"
+        return upstream(url, key, self._counting, ours.summaries.model) if key and wanted else None
+
+    def _enter(self, dsn: str | None, data_dir: Path, key: str, pepper: bytes | None, clock: Clock) -> bytes:
+        """Reach the database, or run one in `data_dir`; gives the tenant whose memory it is."""
+        self._house: house.House | None = None
+        self._loop = LoopThread("infold memory")
+        try:
+            if dsn is None:
+                self._house = house.enter(data_dir)
+                dsn = self._house.serve()
+            self._loop.start()
+            self._engine = self._loop.call(self._open(dsn, clock))
+            return self._loop.call(self._engine.open(key, pepper))
+        except BaseException:
+            self._leave()
+            raise
 
     async def _open(self, dsn: str, clock: Clock) -> Engine:
         return Engine(dsn, self._counter, self._models, self._file.settings, clock, self._summarize)

@@ -262,7 +262,7 @@ class Items:
 
         Args:
             whole_tenant: of all sessions.
-            full: with their contents; without them, without the passage that was found.
+            full: with contents, the best first while they fit an answer; without, without the passage found.
             by_meaning: False: by words alone.
         """
         asked = check.text(query, "query", MOST_QUERY_CHARS)
@@ -286,14 +286,17 @@ class Items:
         status: str | None = None,
         full: bool = True,
     ) -> tuple[tuple[MemoryItem, ...], str | None]:
-        """A page of items, newest first, of a session or of all; and the cursor of the next page."""
+        """A page of items, newest first, of a session or of all; and the cursor of the next page.
+
+        A page may end before `limit`, where its contents are large.
+        """
         most = check.integer(limit, "limit", 1, check.MOST_LIMIT)
         before, wanted = read_cursor(cursor), status_of(status)
         async with self._pool.tenant(tenant, READ_SECONDS) as connection:
-            rows = await list_items(connection, tenant, place.id if place else None, before, most + 1, wanted, full)
-        page = rows[:most]
-        more = write_cursor(page[-1]) if len(rows) > most else None
-        return tuple(await self._told(tenant, page, full)), more
+            page, follows = await list_items(
+                connection, tenant, place.id if place else None, before, most, wanted, full
+            )
+        return tuple(await self._told(tenant, page, full)), write_cursor(page[-1]) if follows else None
 
     async def _told(self, tenant: bytes, rows: Sequence[ItemRow], full: bool = True) -> list[MemoryItem]:
         await self._learn_names(tenant, rows)

@@ -93,7 +93,7 @@ class MemoryItem(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     session_id: str
     content_type: str
-    full_content: str | None  # None where it was asked for without
+    full_content: str | None  # None where it was asked for without, and beyond what one answer holds
     compressed_summary: str
     token_count: int
     compressed_token_count: int

@@ -263,11 +263,6 @@ class Quarantine:
             await set_released(connection, tenant, row["id"], now)
             await tell(connection, tenant, "quarantine", place.name, {"id": str(row["id"]), "released": True}, now)
 
-    async def seals(self, tenant: bytes) -> frozenset[bytes]:
-        """Digests of what is held."""
-        async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
-            return await load_seals(connection, tenant)
-
 
 def actor_kind(actor: str) -> str:
     """One of few words, for a counter."""

@@ -82,13 +82,13 @@ def row_of(new: NewItem, place: Place, now: datetime) -> ItemRow:
 
 
 def item_of(row: ItemRow, session_name: str, full: bool) -> MemoryItem:
-    """`full`: with its content."""
+    """`full`: with its content, where the row has it."""
     return MemoryItem(**fields(row, session_name, full))
 
 
 def found_item(row: ItemRow, session_name: str, hit: Hit, full: bool) -> FoundItem:
     best = hit.best
-    passage = Passage(best.start, best.stop, row.content[best.start : best.stop]) if full else None
+    passage = Passage(best.start, best.stop, row.content[best.start : best.stop]) if full and row.whole else None
     score, distance = round(hit.score, 6), hit.distance
     return FoundItem(**fields(row, session_name, full), score=score, distance=distance, passage=passage)
 
@@ -98,7 +98,7 @@ def fields(row: ItemRow, session_name: str, full: bool) -> dict[str, Any]:
         "id": str(row.id),
         "session_id": session_name,
         "content_type": row.content_type,
-        "full_content": row.content if full else None,
+        "full_content": row.content if full and row.whole else None,
         "compressed_summary": row.summary or prefix_summary(row.content),
         "token_count": row.tokens,
         "compressed_token_count": row.summary_tokens,

@@ -151,7 +151,7 @@ class Finder:
         vector = self._queries.get((self._embedder.name, query[:QUERY_CHARS])) if self._embedder else None
         if vector is None or self._embedder is None:
             return found
-        late = [n for n, (hit, _) in enumerate(found) if hit.distance is None][:LATE_VECTORS]
+        late = [n for n, (hit, row) in enumerate(found) if hit.distance is None and row.whole][:LATE_VECTORS]
         texts = [found[n][1].content[found[n][0].best.start : found[n][0].best.stop] for n in late]
         try:
             async with asyncio.timeout(QUERY_SECONDS):

@@ -55,7 +55,6 @@ class Summaries:
 @dataclass(frozen=True, slots=True)
 class Work:
     human_expiry_hours: float = 24  # after which a question to a human expires
-    event_days: float = 1  # how long events can be replayed
     most_item_bytes: int = 64 * 2**20 - 1024  # of an item's content in UTF-8: a request of 64 MiB can bring it
 
 

@@ -4,6 +4,8 @@ A transaction a turn would cost as much as the turn's own. These are statistics:
 away, or before a crash, is lost.
 """
 
+from collections import defaultdict, deque
+
 import structlog
 
 from memory.errors import StoreError
@@ -13,19 +15,24 @@ from memory.store.usage import Spent, save_usage
 
 log = structlog.get_logger()
 
+MOST_NOTED = 10_000  # turns; written every 2 s, unless the database was never reached
+
 
 class Spending:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-        self._noted: dict[bytes, list[tuple[Spent, str | None]]] = {}
+        self._noted: deque[tuple[bytes, Spent, str | None]] = deque(maxlen=MOST_NOTED)
 
     def note(self, tenant: bytes, spent: Spent, rolled: str | None) -> None:
-        """Note a turn; `rolled` is its id, if it rolled over."""
-        self._noted.setdefault(tenant, []).append((spent, rolled))
+        """Note a turn; `rolled` is its id, if it rolled over. Of too many the oldest is forgotten."""
+        self._noted.append((tenant, spent, rolled))
 
     async def write(self) -> None:
         """Write down what was noted, and tell of rollovers."""
-        noted, self._noted = self._noted, {}
+        noted: defaultdict[bytes, list[tuple[Spent, str | None]]] = defaultdict(list)
+        while self._noted:
+            tenant, spent, rolled = self._noted.popleft()
+            noted[tenant].append((spent, rolled))
         for tenant, turns in noted.items():
             try:
                 await self._write(tenant, turns)

@@ -170,12 +170,12 @@ class States:
         compressed: list[CompressedEntry] = []
         for one in shown:
             item, id = held[one.id], str(one.id)
-            if one.form is ItemForm.FULL and one.id in contents:
-                full.append(FullEntry(id, item.content_type, contents[one.id].content, one.tokens))
-            elif one.form is ItemForm.SUMMARY and one.id in heads:
-                row = heads[one.id]
-                text = row.summary or prefix_summary(row.content)
-                compressed.append(CompressedEntry(id, item.content_type, text, one.tokens, RETRIEVAL_HINT.format(id)))
+            row = contents.get(one.id) or heads.get(one.id)
+            if one.form is ItemForm.FULL and row is not None and row.whole:
+                full.append(FullEntry(id, item.content_type, row.content, one.tokens))
+            elif row is not None:  # a summary, or what no longer fits an answer
+                text, hint = row.summary or prefix_summary(row.content), RETRIEVAL_HINT.format(id)
+                compressed.append(CompressedEntry(id, item.content_type, text, item.summary_tokens, hint))
             elif one.form is ItemForm.HINT:
                 hint = RETRIEVAL_HINT.format(id)
                 compressed.append(CompressedEntry(id, item.content_type, hint_line(item), one.tokens, hint))

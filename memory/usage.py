@@ -7,7 +7,7 @@ from memory import check
 from memory.errors import InvalidRequest
 from memory.nouns import UsageSum
 from memory.store.pool import Pool
-from memory.store.usage import KEYS, By, Spent, save_usage, sum_usage
+from memory.store.usage import KEYS, By, sum_usage
 
 WAIT_SECONDS = 10.0
 
@@ -15,11 +15,6 @@ WAIT_SECONDS = 10.0
 class UsageBook:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
-
-    async def record(self, tenant: bytes, spent: Spent) -> None:
-        """Write down one call; again changes nothing."""
-        async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
-            await save_usage(connection, tenant, [spent])
 
     async def sums(
         self,

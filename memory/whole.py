@@ -28,6 +28,7 @@ from memory.usage import UsageBook
 class Memory:
     """`signals.run()` belongs into a task of whoever waits for answers or events."""
 
+    pool: Pool
     items: Items
     board: Board
     humans: Humans
@@ -73,6 +74,7 @@ def memory(
     quarantine.restore_with(items.restore)
     signals.listen(items.heard)
     return Memory(
+        pool=pool,
         items=items,
         board=Board(pool, clock),
         humans=Humans(pool, clock, signals, timedelta(hours=settings.work.human_expiry_hours)),

@@ -10,9 +10,12 @@ from starlette.responses import PlainTextResponse, Response
 from memory.errors import NotFound, StoreError
 from memory.store.export import jobs_pending
 from memory.store.humans import questions_pending
+from memory.whole import Memory
 from proxy.chat import Parts
-from proxy.metrics import CONTENT_TYPE
+from proxy.metrics import CONTENT_TYPE, Metrics
 from proxy.rest.asking import refused
+
+COUNT_SECONDS = 2.0
 
 
 def parts_of(request: Request) -> Parts:
@@ -36,13 +39,18 @@ async def metrics(request: Request) -> Response:
     parts.metrics.listeners.set(len(parts.listeners))
     with suppress(StoreError):  # then the gauges stay as they were
         parts.metrics.spooled.set(await asyncio.to_thread(parts.recorder.spooled))
-        async with parts.pool.connection(1) as connection:
-            jobs, embedding = await jobs_pending(connection)
-            parts.metrics.jobs.set(jobs)
-            parts.metrics.embedding.set(embedding)
-            if parts.whole is not None:
-                parts.metrics.questions.set(await questions_pending(connection, parts.whole.clock()))
+        if parts.whole is not None:
+            await count_waiting(parts.metrics, parts.whole)
     return Response(parts.metrics.render(), media_type=CONTENT_TYPE.decode())
+
+
+async def count_waiting(metrics: Metrics, whole: Memory) -> None:
+    """On a connection of the programs: where counting takes too long, no request of the proxy feels it."""
+    async with whole.pool.connection(COUNT_SECONDS) as connection:
+        jobs, embedding = await jobs_pending(connection)
+        metrics.jobs.set(jobs)
+        metrics.embedding.set(embedding)
+        metrics.questions.set(await questions_pending(connection, whole.clock()))
 
 
 async def welcome(request: Request) -> Response:

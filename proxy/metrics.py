@@ -4,6 +4,7 @@ A model is named where the shipped table or the operator names it; the others to
 """
 
 from collections.abc import Collection
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -28,80 +29,62 @@ class Metrics(Meter):
     def __init__(self, models: Collection[str] = ()) -> None:
         self._models = frozenset(models)
         self.registry = CollectorRegistry()
-        r = self.registry
-        self.requests = Counter(
-            "infold_requests", "Managed requests, by mode and status class.", ["mode", "status"], registry=r
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, registry=self.registry)
+        self.requests = counter("infold_requests", "Managed requests, by mode and status class.", ["mode", "status"])
+        self.tokens = counter("infold_prompt_tokens", "Prompt tokens: asked by clients, forwarded upstream.", ["side"])
+        self.block_tokens = counter("infold_block_tokens", "Prompt tokens of re-injected blocks.")
+        self.rollovers = counter("infold_rollovers", "Rollovers made.")
+        self.turns = counter("infold_turns", "Turns by where they are safe: committed, spooled, unrecorded.", ["kept"])
+        self.passed_through = counter(
+            "infold_passed_through", "Requests forwarded without memory, by reason.", ["reason"]
         )
-        self.tokens = Counter(
-            "infold_prompt_tokens", "Prompt tokens: asked by clients, forwarded upstream.", ["side"], registry=r
+        self.ignored_sessions = counter("infold_ignored_session_ids", "X-Session-Id headers that were malformed.")
+        self.prepare = histogram("infold_prepare_seconds", "Seconds spent before forwarding.", buckets=SECONDS)
+        self.record = histogram("infold_record_seconds", "Seconds until a turn was safe.", buckets=SECONDS)
+        self.rest = counter(
+            "infold_rest_requests", "Requests to /memory-manager, by status class.", ["endpoint", "status"]
         )
-        self.block_tokens = Counter("infold_block_tokens", "Prompt tokens of re-injected blocks.", registry=r)
-        self.rollovers = Counter("infold_rollovers", "Rollovers made.", registry=r)
-        self.turns = Counter(
-            "infold_turns", "Turns by where they are safe: committed, spooled, unrecorded.", ["kept"], registry=r
-        )
-        self.passed_through = Counter(
-            "infold_passed_through", "Requests forwarded without memory, by reason.", ["reason"], registry=r
-        )
-        self.ignored_sessions = Counter(
-            "infold_ignored_session_ids", "X-Session-Id headers that were malformed.", registry=r
-        )
-        self.prepare = Histogram(
-            "infold_prepare_seconds", "Seconds spent before forwarding.", buckets=SECONDS, registry=r
-        )
-        self.record = Histogram("infold_record_seconds", "Seconds until a turn was safe.", buckets=SECONDS, registry=r)
-        self.rest = Counter(
-            "infold_rest_requests", "Requests to /memory-manager, by status class.", ["endpoint", "status"], registry=r
-        )
-        self.database = Gauge("infold_database_available", "1 while the database answers.", registry=r)
-        self.spooled = Gauge("infold_spooled_turns", "Turns that wait on disk for the database.", registry=r)
-        self.jobs = Gauge("infold_jobs_pending", "Background jobs that wait or run.", registry=r)
+        self.database = gauge("infold_database_available", "1 while the database answers.")
+        self.spooled = gauge("infold_spooled_turns", "Turns that wait on disk for the database.")
+        self.jobs = gauge("infold_jobs_pending", "Background jobs that wait or run.")
 
-        self.used = Counter(
+        self.used = counter(
             "infold_tokens",
             "Tokens as providers count them: input, those of it that were cached, output.",
             ["model", "kind"],
-            registry=r,
         )
-        self.cost = Counter("infold_cost_usd", "US dollars that calls of models cost.", ["model"], registry=r)
-        self.direct_cost = Counter(
-            "infold_direct_cost_usd", "US dollars that the same calls would have cost directly.", ["model"], registry=r
+        self.cost = counter("infold_cost_usd", "US dollars that calls of models cost.", ["model"])
+        self.direct_cost = counter(
+            "infold_direct_cost_usd", "US dollars that the same calls would have cost directly.", ["model"]
         )
-        self.own_cost = Counter(
-            "infold_own_cost_usd", "US dollars that our own calls of models cost, for summaries.", ["model"], registry=r
+        self.own_cost = counter(
+            "infold_own_cost_usd", "US dollars that our own calls of models cost, for summaries.", ["model"]
         )
-        self.unpriced = Counter(
-            "infold_unpriced_calls", "Calls whose price is not known; no cost counts them.", ["model"], registry=r
+        self.unpriced = counter(
+            "infold_unpriced_calls", "Calls whose price is not known; no cost counts them.", ["model"]
         )
-        self.utilization = Histogram(
+        self.utilization = histogram(
             "infold_context_utilization",
             "Forwarded prompt as a share of the model's window, of chat turns.",
             ["model"],
             buckets=SHARES,
-            registry=r,
         )
-        self.items_added = Counter("infold_items_added", "Items stored, by form.", ["form"], registry=r)
-        self.item_searches = Counter(
-            "infold_item_searches", "Searches of items, by plan: exact, bits, graph, words, none.", ["plan"], registry=r
+        self.items_added = counter("infold_items_added", "Items stored, by form.", ["form"])
+        self.item_searches = counter(
+            "infold_item_searches", "Searches of items, by plan: exact, bits, graph, words, none.", ["plan"]
         )
-        self.item_search = Histogram(
-            "infold_item_search_seconds", "Seconds to search items.", buckets=SECONDS, registry=r
+        self.item_search = histogram("infold_item_search_seconds", "Seconds to search items.", buckets=SECONDS)
+        self.item_retrieve = histogram(
+            "infold_item_retrieve_seconds", "Seconds to read an item by its id.", buckets=SECONDS
         )
-        self.item_retrieve = Histogram(
-            "infold_item_retrieve_seconds", "Seconds to read an item by its id.", buckets=SECONDS, registry=r
+        self.hygiene_items = counter(
+            "infold_hygiene_items", "Items that POST hygiene compressed, archived, deleted, kept.", ["action"]
         )
-        self.hygiene_items = Counter(
-            "infold_hygiene_items",
-            "Items that POST hygiene compressed, archived, deleted, kept.",
-            ["action"],
-            registry=r,
-        )
-        self.isolated = Counter(
-            "infold_quarantined", "Contents isolated, by a person, a detector, a program.", ["by"], registry=r
-        )
-        self.questions = Gauge("infold_human_requests_pending", "Questions that wait for an answer.", registry=r)
-        self.embedding = Gauge("infold_items_embedding_pending", "Items that wait for their embedding.", registry=r)
-        self.listeners = Gauge("infold_event_listeners", "Open streams of events.", registry=r)
+        self.isolated = counter("infold_quarantined", "Contents isolated, by a person, a detector, a program.", ["by"])
+        self.questions = gauge("infold_human_requests_pending", "Questions that wait for an answer.")
+        self.embedding = gauge("infold_items_embedding_pending", "Items that wait for their embedding.")
+        self.listeners = gauge("infold_event_listeners", "Open streams of events.")
 
     # What the memory tells.
 

@@ -18,6 +18,7 @@ from memory.nouns import ItemForm, ItemStatus, Place
 from memory.store.passages import NewPassage, columns_of, delete_passages, insert_passages
 
 HELD = "IF409"  # the error code of `infold.refuse_held`
+ANSWER_BYTES = 64 * 2**20  # of contents in one answer; the first comes always, and an item is never larger
 LOCK_SECONDS = "5s"  # whoever changes counters waits so long for whoever else does
 
 # Large ones are cut where the first characters are enough.
@@ -26,6 +27,7 @@ NAMES = (
     " tokens, summary_tokens, access_count, last_accessed, created_at, updated_at, metadata"
 )
 HEADS = NAMES.replace("content, summary", "left(content, 500) as content, summary")  # enough for a summary
+CUT = NAMES.replace("content, summary", "case when whole then content else left(content, 500) end as content, summary")
 
 
 class ItemRow(msgspec.Struct, frozen=True, array_like=True):
@@ -50,6 +52,7 @@ class ItemRow(msgspec.Struct, frozen=True, array_like=True):
     created_at: datetime
     updated_at: datetime
     metadata: str | None
+    whole: bool = True  # False: the answer was full, and `content` is the beginning alone
 
     @property
     def counted(self) -> tuple[int, int]:
@@ -143,8 +146,13 @@ async def retrieve_item(
 async def load_items(
     connection: asyncpg.Connection, tenant: bytes, ids: Sequence[UUID], content: bool = True
 ) -> dict[UUID, ItemRow]:
-    """Items by id, without counting; without `content` the first 500 characters stand for it."""
-    rows = await connection.fetch(f"select {NAMES} from infold.load_items($1, $2, $3)", tenant, ids, content)
+    """Items by id, without counting; without `content`, and beyond ANSWER_BYTES, 500 characters stand for it."""
+    rows = await connection.fetch(
+        f"select {CUT}, whole from (select *, taken <= $4 or taken = octet_length(content) as whole"
+        " from (select *, sum(octet_length(content)) over (order by place) as taken from infold.load_items($1, $2, $3)"
+        " join unnest($2::uuid[]) with ordinality as asked (id, place) using (id)) as counted) as items",
+        tenant, ids, content, ANSWER_BYTES,
+    )  # fmt: skip
     return {row["id"]: item_of(row) for row in rows}
 
 
@@ -156,9 +164,14 @@ async def list_items(
     limit: int,
     status: ItemStatus | None,
     content: bool = True,
-) -> list[ItemRow]:
-    """A page of items, newest first, of a session or of all; `before`: where the page above ended."""
-    given: list[object] = [tenant, limit]
+) -> tuple[list[ItemRow], bool]:
+    """A page of items, newest first, of a session or of all, and whether more follow.
+
+    Args:
+        before: where the page above ended.
+        limit: of rows; a page ends before its contents have more than ANSWER_BYTES, too.
+    """
+    given: list[object] = [tenant, limit, ANSWER_BYTES]
     conditions = ["tenant = $1", "status <> 2"]
     for condition, values in (
         ("session = ${}", () if session is None else (session,)),
@@ -169,11 +182,14 @@ async def list_items(
             conditions.append(condition.format(*range(len(given) + 1, len(given) + 1 + len(values))))
             given.extend(values)
     rows = await connection.fetch(
-        f"select {NAMES if content else HEADS} from infold.items where {' and '.join(conditions)}"
-        " order by created_at desc, id desc limit $2",
+        f"select {NAMES}, total from (select *, count(*) over () as total, row_number() over above as place,"
+        f" sum(octet_length(content)) over above as taken from (select {NAMES if content else HEADS} from infold.items"
+        f" where {' and '.join(conditions)} order by created_at desc, id desc limit $2 + 1) as page"
+        " window above as (order by created_at desc, id desc)) as items"
+        " where place <= $2 and (taken <= $3 or place = 1) order by place",
         *given,
     )
-    return [item_of(row) for row in rows]
+    return [ItemRow(*row[:-1]) for row in rows], bool(rows) and rows[0]["total"] > len(rows)
 
 
 async def change_item(

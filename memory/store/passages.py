@@ -87,19 +87,7 @@ async def search_items(
         [ordinal for _, ordinal in words], wanted.terms, space, None if query is None else HalfVector(query), k, exact,
         bits,
     )  # fmt: skip
-    found = [
-        Candidate(
-            row["item"],
-            row["ordinal"],
-            row["start"],
-            row["stop"],
-            row["length"],
-            row["distance"],
-            tuple(row["matched"]),
-        )
-        for row in rows
-    ]
-    return found, rows[0]["plan"] if rows else "none"
+    return [candidate(row) for row in rows], rows[0]["plan"] if rows else "none"
 
 
 def candidate(row: asyncpg.Record) -> Candidate:

@@ -163,7 +163,7 @@ async def search(
 
 def show_found(answer: "ItemsFound") -> Shown:
     rows = [
-        (found.score, found.id, found.content_type, found.passage.text if found.passage else found.full_content)
-        for found in answer.results
+        (one.score, one.id, one.content_type, one.passage.text if one.passage else one.compressed_summary)
+        for one in answer.results
     ]
     yield Rows(("score", "id", "type", "passage"), rows, "Nothing found.")

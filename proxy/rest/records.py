@@ -24,6 +24,7 @@ from proxy.rest.bodies import (
 )
 
 MOST_IMPORT_BYTES = 2 * 2**30
+EXPLAIN_SECONDS = 10.0
 
 
 async def sessions(asking: Asking, query: Page) -> SessionsListed:
@@ -48,7 +49,7 @@ async def turns(asking: Asking, query: TurnQuery) -> TurnsListed:
 async def turn(asking: Asking) -> Response:
     """What was asked, what the model saw, the numbers that decided, what became of it."""
     node = named(asking.named["turn"])
-    async with asking.parts.pool.tenant(asking.tenant) as connection:
+    async with asking.memory.pool.tenant(asking.tenant, EXPLAIN_SECONDS) as connection:
         told = await load_turn(connection, asking.tenant, node)
     return reply({"success": True, **told})
 

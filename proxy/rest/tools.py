@@ -3,8 +3,9 @@
 None of them touches quarantine or answers a person.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
-from datetime import timedelta
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -23,6 +24,7 @@ QUERY_TYPES = ("semantic", "temporal", "factual")
 RANGES = {"day": timedelta(days=1), "week": timedelta(days=7), "month": timedelta(days=30), "all": None}
 MOST_RECENT = 100
 SUMMARY_TOKENS = 800
+SUMMARISED_CHARS = 1_000_000  # of summaries, the newest first, that a telling is made from
 COUNTER = Counter()
 
 
@@ -108,19 +110,14 @@ async def get_context(asking: Asking, given: Arguments) -> Any:
 
 
 async def summarize_memory(asking: Asking, given: Arguments) -> Any:
-    """Of the newest 1,000 items; with topics, of those that hold a topic's words."""
+    """Of the newest 1,000 items; with topics, of those that hold a topic's words, as many as one answer holds."""
     reach = RANGES[one_of(given.get("time_range", "all"), "time_range", tuple(RANGES))]
     topics = [topic.lower() for topic in check.texts(given.get("topics"), "topics")]
-    items, _ = await asking.memory.items.listed(asking.place, asking.tenant, None, check.MOST_LIMIT, "active")
-    since = asking.memory.clock() - reach if reach else None
-    chosen = [
-        item
-        for item in items
-        if (since is None or item.created_at >= since)
-        and (not topics or any(topic in (item.full_content or "").lower() for topic in topics))
-    ]
-    text = "\n\n".join(item.compressed_summary for item in reversed(chosen))
-    return {"summary": shorten(text, SUMMARY_TOKENS, count_tokens), "items": len(chosen)}
+    items, _ = await asking.memory.items.listed(
+        asking.place, asking.tenant, None, check.MOST_LIMIT, "active", full=bool(topics)
+    )
+    since = asking.memory.clock() - reach if reach else datetime.min.replace(tzinfo=UTC)
+    return await asyncio.to_thread(summary_of, [item for item in items if item.created_at >= since], topics)
 
 
 RUNS: Mapping[str, Callable[[Asking, Arguments], Awaitable[Any]]] = {
@@ -129,6 +126,23 @@ RUNS: Mapping[str, Callable[[Asking, Arguments], Awaitable[Any]]] = {
     "get_context": get_context,
     "summarize_memory": summarize_memory,
 }
+
+
+def summary_of(items: Sequence[MemoryItem], topics: Sequence[str]) -> dict[str, Any]:
+    """Of items, newest first, those that hold a topic; up to SUMMARISED_CHARS are read. Takes tenths of a second."""
+    chosen = [item for item in items if not topics or holds(item.full_content or "", topics)]
+    texts, room = [], SUMMARISED_CHARS
+    for item in chosen:
+        if room <= 0:
+            break
+        texts.append(item.compressed_summary[:room])
+        room -= len(item.compressed_summary)
+    return {"summary": shorten("\n\n".join(reversed(texts)), SUMMARY_TOKENS, count_tokens), "items": len(texts)}
+
+
+def holds(text: str, topics: Sequence[str]) -> bool:
+    lowered = text.lower()
+    return any(topic in lowered for topic in topics)
 
 
 def told(item: MemoryItem) -> dict[str, Any]:

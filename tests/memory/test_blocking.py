@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
@@ -19,11 +18,9 @@ import pytest
 from memory import CompressionStrategy, LLMMemoryManager, MemoryApproach, TaskStatus
 from memory.environment import NAMES
 from memory.errors import Conflict, InvalidRequest, LLMMemoryError, NotFound
-from memory.postgres import attach, start
-from memory.postgres_home import server_lives
 from tests.clock import NOON, Hands
 from tests.conftest import NewDatabase
-from tests.owners import ENVIRONMENT, PLACE, wait_until
+from tests.owners import ENVIRONMENT
 
 Make = Callable[..., LLMMemoryManager]
 
@@ -70,13 +67,6 @@ def make(database: dict[str, Any]) -> Iterator[Make]:
 @pytest.fixture
 def manager(make: Make) -> LLMMemoryManager:
     return make()
-
-
-@pytest.fixture
-def place() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir=PLACE) as folder:
-        os.chmod(folder, 0o755)
-        yield Path(folder)
 
 
 # The interface
@@ -446,54 +436,6 @@ def test_closed_is_closed_and_twice_is_once(make):
     made.close()
     with pytest.raises(LLMMemoryError, match="closed"):
         made.get_memory_state()
-
-
-def test_an_embedded_server_on_tcp_with_a_password_is_a_database_like_any_other(place):
-    server = start(place / "data", tcp_port=1_843)
-    try:
-        password = unquote(urlsplit(server.address.dsn).password or "")
-        with LLMMemoryManager("127.0.0.1", 1_843, "infold", "infold", password) as made:
-            assert made.retrieve_memory_item(made.add_memory_item("over tcp", "note")) is not None
-    finally:
-        server.stop()
-
-
-def test_several_in_one_process_share_one_server(place):
-    with LLMMemoryManager(data_dir=place / "d") as first, LLMMemoryManager(data_dir=place / "d") as second:
-        id = first.add_memory_item("seen by both", "note")
-        assert second.retrieve_memory_item(id) is not None
-        first.close()
-        assert second.retrieve_memory_item(id) is not None
-    assert not server_lives(place / "d")
-
-
-OTHER = """
-import sys
-from memory import LLMMemoryManager
-manager = LLMMemoryManager(data_dir=sys.argv[1], session_id="other")
-print(manager.add_memory_item("written by the first process", "note"), flush=True)
-sys.stdin.read()
-"""
-
-
-def test_when_the_owner_is_killed_the_other_process_goes_on_with_what_was_written(place):
-    data_dir = place / "d"
-    owner = subprocess.Popen(
-        [sys.executable, "-c", OTHER, str(data_dir)],
-        env=ENVIRONMENT, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert owner.stdout
-    id = owner.stdout.readline().strip()
-    with LLMMemoryManager(data_dir=data_dir) as made:
-        pid = attach(data_dir).pid
-        owner.kill()
-        owner.communicate()
-        item = made.retrieve_memory_item(id)  # waits through the change of hands
-        assert item is not None
-        assert item["full_content"] == "written by the first process"
-        wait_until(lambda: (found := attach(data_dir)) is not None and found.pid != pid, 15)
-        assert made.add_memory_item("afterwards", "note")
-    assert not server_lives(data_dir)
 
 
 def test_importing_the_package_is_cheap_and_the_class_loads_no_litellm():

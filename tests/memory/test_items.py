@@ -313,6 +313,27 @@ async def test_pages_go_through_everything_once(items, hands):
         await items.listed(None, TENANT, status="x")
 
 
+async def test_contents_are_told_up_to_what_an_answer_holds(items, owner, hands):
+    ids = []
+    for number in range(3):
+        hands.forward(seconds=1)
+        ids.insert(0, (await add(items, f"lantern {number}", priority=number)).id)
+    await owner.execute("update infold.items set content = 'lantern ' || repeat('x', 30 * 1024 * 1024)")
+    page, cursor = await items.listed(HOME, TENANT)
+    assert [item.id for item in page] == ids[:2], "a page ends where a third would be too much"
+    rest, end = await items.listed(HOME, TENANT, cursor)
+    assert ([item.id for item in rest], end) == (ids[2:], None)
+    found = await items.search(HOME, "lantern", limit=3)
+    assert [item.full_content is None for item in found] == [False, False, True]
+    assert [item.passage is None for item in found] == [False, False, True]
+    assert found[2].compressed_summary.startswith("lantern")
+    await owner.execute("update infold.items set content = repeat('x', 65 * 1024 * 1024) where id = $1", found[0].id)
+    assert (await items.search(HOME, "lantern", limit=1))[0].full_content, "the first comes whole"
+    context = await items.working_context(HOME, MODEL)
+    assert len(context.full_items) + len(context.compressed_items) == 3
+    assert sum(len(entry.content) for entry in context.full_items) <= 65 * 2**20
+
+
 async def test_hygiene_compresses_after_a_week_and_archives_after_a_month(items, owner, hands, rng):
     read, unread, pinned = [await add(items, prose(rng, 400)) for _ in range(3)]
     await items.change(TENANT, pinned.id, pinned=True)

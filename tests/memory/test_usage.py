@@ -1,10 +1,13 @@
 """What was spent is summed by day, model and session, for one tenant."""
 
+from uuid import UUID
+
 import pytest
 
 from memory.errors import InvalidRequest
 from memory.identify import new_id
-from memory.store.usage import Spent
+from memory.spending import MOST_NOTED, Spending
+from memory.store.usage import Spent, save_usage
 from memory.usage import UsageBook
 from tests.clock import NOON, Hands
 from tests.conversations import TENANT
@@ -25,10 +28,24 @@ async def book(pool):
             attempt=new_id(), at=hands.now, session=session, model=model, input_tokens=100, cached_tokens=10,
             output_tokens=5, cost_usd=cost, direct_usd=None if cost is None else 2 * cost,
         )  # fmt: skip
-        await book.record(TENANT, spent)
-        await book.record(TENANT, spent)
+        async with pool.tenant(TENANT) as connection:
+            await save_usage(connection, TENANT, [spent])
+            await save_usage(connection, TENANT, [spent])
         hands.forward(hours=12)
     return book
+
+
+async def test_turns_are_noted_up_to_a_bound_while_nothing_can_be_written(pool):
+    """Of too many the oldest are forgotten; a tenant's stay in their order."""
+    spending = Spending(pool)
+    for number in range(MOST_NOTED + 5):
+        spent = Spent(attempt=UUID(int=number), at=NOON, session="s", model="m", input_tokens=1)
+        spending.note(TENANT if number % 2 else STRANGER, spent, None)
+    await spending.write()
+    sums = [await UsageBook(pool).sums(tenant) for tenant in (TENANT, STRANGER)]
+    assert sum(row.calls for (row,) in sums) == MOST_NOTED
+    async with pool.tenant(TENANT) as connection:
+        assert await connection.fetchval("select attempt from infold.usage order by attempt limit 1") == UUID(int=5)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import httpx
 import orjson
 import pytest
 
+from memory.store.pool import Pool
 from tests.conversations import assistant, prose, system, user
 from tests.proxied import MODEL, Provider, Proxy, proxying
 
@@ -218,6 +219,15 @@ def test_summaries_and_blocks_are_in_the_export_with_their_hints(house):
     assert {"summary"} <= {line["kind"] for line in lines}
     assert hints
     assert all(hint in str(lines) for hint in hints)
+
+
+def test_explanations_and_gauges_take_no_connection_of_the_hot_path(proxy, dsn):
+    headers = turn(proxy, [user("who holds the lock?")])
+    httpx.post(f"{proxy.url}/memory-manager/hil/request", json={"question": "Who goes there?"}, timeout=30)
+    proxy.parts.pool = Pool(dsn)  # never opened, so that every call of it is refused
+    assert proxy.explain(headers["x-infold-turn"])["id"] == headers["x-infold-turn"]
+    proxy.get("/metrics")
+    assert proxy.metric("infold_human_requests_pending") == 1
 
 
 async def test_what_a_turn_took_is_written_down_once(proxy, owner):
