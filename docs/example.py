@@ -1,9 +1,9 @@
 """A coding assistant's day with the memory: 90,000 tokens of source, tasks, agents, a person, a quarantine, an export.
 
-    DB_PASSWORD=... python docs/example.py
+    python docs/example.py                     # on a PostgreSQL that runs inside
+    DB_PASSWORD=... python docs/example.py     # on yours, with pgvector, at the address in `database`
 
-It uses a PostgreSQL of yours, with pgvector, at the address below. Leave the database arguments away, and the memory
-runs one by itself. The source that it stores is made up here, so that the example needs nothing else.
+The source that it stores is made up here, so that the example needs nothing else.
 """
 
 import json
@@ -243,15 +243,21 @@ def finish(manager: LLMMemoryManager) -> None:
     assert "correct-horse" not in json.dumps(exported)
 
 
+def database() -> dict:
+    """Where PostgreSQL is; without these arguments it runs inside."""
+    if "DB_PASSWORD" not in os.environ:
+        return {}
+    return {
+        "db_host": "localhost",
+        "db_port": 15432,
+        "db_name": "infold",
+        "db_user": "infold",
+        "db_password": os.environ["DB_PASSWORD"],
+    }
+
+
 def main() -> None:
-    with LLMMemoryManager(
-        db_host="localhost",
-        db_port=15432,
-        db_name="infold",
-        db_user="infold",
-        db_password=os.environ["DB_PASSWORD"],
-        model_name="gpt-4o",
-    ) as manager:
+    with LLMMemoryManager(**database(), model_name="gpt-4o") as manager:
         print(f"Session {manager.session_id}, model {manager.model_name}")
         frontend, backend = store(manager)
         read_back(manager, frontend)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import asyncpg
@@ -52,6 +53,13 @@ async def patiently(work: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(RETRY_SECONDS)
 
 
+def address(dsn: str) -> str:
+    """Host and port of a database, or the folder of its socket; never its password."""
+    parts = urlsplit(dsn)
+    host = parts.hostname or parse_qs(parts.query).get("host", ["localhost"])[0]
+    return f"{host}:{parts.port}" if parts.port else host
+
+
 class Engine:
     """Made in the event loop that it works in; `open` before use."""
 
@@ -85,7 +93,8 @@ class Engine:
         try:
             await migrate(self._dsn)
         except (*AWAY, asyncpg.CannotConnectNowError) as error:
-            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise StoreUnavailable(f"the database at {address(self._dsn)} cannot be reached: {reason}") from None
         await self._pool.open()
 
     async def _work(self) -> None:
