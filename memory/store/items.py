@@ -279,21 +279,6 @@ async def session_of(connection: asyncpg.Connection, tenant: bytes, id: UUID) ->
     return name
 
 
-async def seal_item(connection: asyncpg.Connection, tenant: bytes, id: UUID, now: datetime) -> bool:
-    """Put an item out of everybody's sight: no counter counts it, no search finds it. Belongs into a transaction."""
-    old = await lock_item(connection, tenant, id)
-    if old is None or old.status == ItemStatus.QUARANTINED:
-        return False
-    passages, embedded = await delete_passages(connection, tenant, id)
-    await connection.execute(
-        "update infold.items set status = $3, form = $4, updated_at = $5 where tenant = $1 and id = $2",
-        tenant, id, int(ItemStatus.QUARANTINED), int(ItemForm.NONE), now,
-    )  # fmt: skip
-    tokens, used = old.counted
-    await count(connection, tenant, old.session, (-tokens, -used), -passages, -embedded, now)
-    return True
-
-
 async def lock_item(connection: asyncpg.Connection, tenant: bytes, id: UUID) -> ItemRow | None:
     await be_patient(connection)
     row = await connection.fetchrow(
