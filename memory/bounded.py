@@ -45,6 +45,12 @@ class Bounded(Generic[K, V]):
             value = self._entries.pop(key, None)
             self._weight -= self._weigh(value) if value is not None else 0
 
+    def drop_where(self, is_unwanted: Callable[[K], bool]) -> None:
+        """Looks at every key."""
+        with self._lock:
+            for key in [key for key in self._entries if is_unwanted(key)]:
+                self._weight -= self._weigh(self._entries.pop(key))
+
     def clear(self) -> None:
         with self._lock:
             self._entries.clear()

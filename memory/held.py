@@ -9,7 +9,8 @@ from memory.errors import StoreError
 from memory.store.pool import WAIT_SECONDS, Pool
 from memory.store.quarantine import load_held
 
-SEALS_SECONDS = 1.0  # how long nobody asks again whether a tenant that holds nothing holds something
+HEARD_SECONDS = 600.0  # how long what was read holds while signals are heard, should one be lost
+UNHEARD_SECONDS = 1.0  # and while they are not
 
 
 class Known(NamedTuple):
@@ -17,45 +18,72 @@ class Known(NamedTuple):
 
     number: int = 0  # how often something was isolated
     seals: frozenset[bytes] = frozenset()
-    epoch: int = 0  # of this process: another one, and what was made under this may not be kept
+    epoch: int = 0  # of this process, when it was read
 
 
 class Held:
-    def __init__(self, pool: Pool, forget: Callable[[], None]) -> None:
-        """`forget` drops what this process made of messages."""
+    def __init__(
+        self,
+        pool: Pool,
+        forget: Callable[[bytes | None], None],
+        is_hearing: Callable[[], bool] = lambda: False,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        Args:
+            forget: drops what this process made of a tenant's messages; None: of everybody's.
+            is_hearing: whether an isolation by another process would be heard, and with it `clear` be called.
+            now: seconds.
+        """
         self._pool = pool
         self._forget = forget
+        self._is_hearing = is_hearing
+        self._now = now
         self._known: Bounded[bytes, tuple[float, Known]] = Bounded(4_096)  # of tenants, and when it was read
-        self._epoch = 0
+        self._epoch = 0  # grows with each drop
+        self._all_dropped = 0  # at which epoch
+        self._dropped: Bounded[bytes, int] = Bounded(4_096)  # of tenants, at which epoch
 
     async def of(self, tenant: bytes, anew: bool = False) -> Known:
-        """Digests of what is in quarantine, at most a second old; those last read while the database is away."""
-        at, known = self._known.get(tenant) or (0.0, Known())
-        if at and not anew and time.monotonic() - at < SEALS_SECONDS:
-            return known._replace(epoch=self._epoch)
-        epoch = self._epoch
+        """Digests of what is in quarantine. Those last read while the database is away.
+
+        What was read holds until `clear`, for a second at most where no signals are heard.
+        """
+        at, known = self._known.get(tenant) or (None, Known())
+        seconds = HEARD_SECONDS if self._is_hearing() else UNHEARD_SECONDS
+        if at is not None and not anew and self._now() - at < seconds:
+            return known
+        epoch, began = self._epoch, self._now()
         try:
             async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
                 number, seals = await load_held(connection, tenant)
         except StoreError:
             return known._replace(epoch=epoch)  # what was never folded here has left nothing here
-        if epoch != self._epoch:
-            return Known(number, seals, epoch)  # something happened while we read: for this request, not for others
+        found = Known(number, seals, epoch)
+        if not self.is_current(tenant, found):
+            return found  # something happened while we read: for this request, not for others
         if number != known.number:
-            self._drop()
-        found = Known(number, seals, self._epoch)
-        self._known.put(tenant, (time.monotonic(), found))
+            self._drop(tenant)
+        found = found._replace(epoch=self._epoch)
+        self._known.put(tenant, (began, found))
         return found
 
-    def is_current(self, known: Known) -> bool:
-        """Has nothing been heard of since?"""
-        return known.epoch == self._epoch
+    def is_current(self, tenant: bytes, known: Known) -> bool:
+        """Has nothing been heard of the tenant since?"""
+        return known.epoch >= max(self._all_dropped, self._dropped.get(tenant) or 0)
 
-    def clear(self) -> None:
-        """Something was isolated, or may have been."""
-        self._known.clear()
-        self._drop()
+    def clear(self, tenant: bytes | None) -> None:
+        """Something of a tenant was isolated, or may have been; None: of anybody."""
+        if tenant is None:
+            self._known.clear()
+        else:
+            self._known.drop(tenant)
+        self._drop(tenant)
 
-    def _drop(self) -> None:
+    def _drop(self, tenant: bytes | None) -> None:
         self._epoch += 1
-        self._forget()
+        if tenant is None:
+            self._all_dropped = self._epoch
+        else:
+            self._dropped.put(tenant, self._epoch)
+        self._forget(tenant)

@@ -5,9 +5,9 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any
 from uuid import UUID
 
+import asyncpg
 import msgspec
 import numpy as np
 from msgspec import UNSET, UnsetType
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from memory import check
 from memory.bounded import Bounded
+from memory.detect import Found
 from memory.digest.fit import CountTokens
 from memory.embed import Embedder
 from memory.errors import InvalidRequest, ModelError, NotFound, StoreError
@@ -37,6 +38,7 @@ from memory.nouns import (
     utc_now,
 )
 from memory.presence import Presence
+from memory.quarantine import Quarantine
 from memory.rows import found_item, item_of, read_cursor, row_of, scope_of, status_of, text_of, write_cursor
 from memory.search import Finder, Quote
 from memory.settings import Settings
@@ -54,7 +56,6 @@ from memory.store.items import (
     list_items,
     load_items,
     retrieve_item,
-    seal_item,
 )
 from memory.store.passages import Scope, save_vectors
 from memory.store.pool import Pool
@@ -70,15 +71,10 @@ BULK_BYTES_A_SECOND = 100_000  # an item's rows and their index take so long at 
 EMBED_SECONDS = 1.0  # for a short item, while its program waits
 EMBED_AT_ONCE = 4  # passages of an item that is embedded when it is added
 MOST_QUERY_CHARS = 100_000
-RECALLED = 8
-RECALL_FLOOR = 0.35
-RECALL_WHOLE_TOKENS = 400
 PRESENCE_KINDS = ("items", "quarantine", "session_deleted", "erase", "again")  # signals after which one looks again
 
 
-Detect = Callable[[str], Sequence[Any]]  # what a text holds that is secret
-# Where, the text, what was found, the item's id, and whether it was put out of sight already.
-OnFound = Callable[[Place, str, Sequence[Any], UUID, bool], Awaitable[None]]
+Detect = Callable[[str], Sequence[Found]]  # what a text holds that is secret
 # Text, tokens it may have, the model's name: a shorter text, or None.
 Summarize = Callable[[str, int, str], Awaitable[str | None]]
 
@@ -94,7 +90,7 @@ class Items:
         embedder: Embedder | None = None,
         summarize: Summarize | None = None,
         detect: Detect = lambda text: (),
-        on_found: OnFound | None = None,
+        quarantine: Quarantine | None = None,
         shares: Callable[[str], Shares] = lambda model: Shares(),
         meter: Meter = UNCOUNTED,
     ) -> None:
@@ -104,7 +100,7 @@ class Items:
         self._embedder = embedder
         self._summarize = summarize
         self._detect = detect
-        self._on_found = on_found
+        self._quarantine = quarantine
         self._meter = meter
         self._finder = Finder(pool, embedder, meter=self._meter)
         self._profiles = Profiles(models, counter, settings, shares)
@@ -139,29 +135,40 @@ class Items:
         rank = check.integer(priority, "priority", 0, 10)
         told, auto = check.metadata(metadata), check.flag(auto_compress, "auto_compress")
         shared, profile = scope_of(scope) == "tenant", self._profiles(model)
-        found, sealed = await self._secrets(text)
+        found, hidden = await self._secrets(text)
         passed = auto and await self._near_trigger(place, profile, len(text))
-        made = await self._made(place.tenant, text, profile, passed, searched=not sealed)
+        made = await self._made(place.tenant, text, profile, passed, searched=not hidden)
         vectors = await self._embedded(made)
         job = vectors is None and self._embedder is not None and bool(made.passages)
         new = NewItem(id or new_id(), shared, rank, auto, kind, kind_id(kind), made, told, job)
         now = at or self._clock()
-        added = await self._stored_new(place, model, new, now, sealed)
-        if not added.added:
-            return await self._present(place.tenant, new.id)
+        fresh = item_of(row_of(new, place, now), place.name, True)
+        if hidden is not None:
+            if await hidden.store_isolated(
+                place, text, found, lambda connection: add_item(connection, place, model, new, now), new.id, model
+            ):
+                self._meter.added(new.form)
+            return fresh
+        added = await self._stored_new(place, model, new, now)
+        item = fresh if added.added else await self._present(place.tenant, new.id)
+        if item.full_content != text:
+            return item
         if vectors is not None:
             await self._save(place.tenant, new, vectors)
         await self._after(place, profile, new, added)
-        if found and self._on_found is not None:
-            await self._on_found(place, text, found, new.id, sealed)
-        return item_of(row_of(new, place, now), place.name, True)
+        await self._propose(place, text, found, new.id)
+        return item
 
-    async def _secrets(self, text: str) -> tuple[Sequence[Any], bool]:
-        """What detectors find in a text, and whether it goes out of sight at once."""
+    async def _secrets(self, text: str) -> tuple[Sequence[Found], Quarantine | None]:
+        """What detectors find in a text, and where it goes if it goes out of sight at once."""
         if self._settings.quarantine == "off":
-            return (), False
+            return (), None
         found = await asyncio.to_thread(self._detect, text)
-        return found, bool(found) and self._settings.quarantine == "auto"
+        return found, self._quarantine if found and self._settings.quarantine == "auto" else None
+
+    async def _propose(self, place: Place, text: str, found: Sequence[Found], id: UUID) -> None:
+        if found and self._quarantine is not None:
+            await self._quarantine.propose(place, text, found, id)
 
     async def _near_trigger(self, place: Place, profile: Profile, chars: int) -> bool:
         """Whether the session's items and a new one of so many characters may be beyond the trigger."""
@@ -186,21 +193,16 @@ class Items:
         except (ModelError, TimeoutError):
             return None
 
-    async def _stored_new(self, place: Place, model: str, new: NewItem, now: datetime, sealed: bool) -> Added:
+    async def _stored_new(self, place: Place, model: str, new: NewItem, now: datetime) -> Added:
         seconds = ADD_SECONDS + len(new.text.content) / BULK_BYTES_A_SECOND
-        if not sealed:
-            async with self._pool.connection(seconds) as connection:
-                added = await add_item(connection, place, model, new, now)
-        else:
-            async with self._pool.tenant(place.tenant, seconds) as connection:
-                added = await add_item(connection, place, model, new, now)
-                await seal_item(connection, place.tenant, new.id, now)
+        async with self._pool.connection(seconds) as connection:
+            added = await add_item(connection, place, model, new, now)
         if added.added:
             self._meter.added(new.form)
         self._stored.put(place.id, added.tokens)
         self._names.put(place.id, place.name)
         self._finder.grown(place.tenant, len(new.text.passages))
-        if added.added and not sealed and (new.shared or added.tokens <= new.text.tokens):
+        if added.added and (new.shared or added.tokens <= new.text.tokens):
             await self._announce(place.tenant)
         return added
 
@@ -343,13 +345,7 @@ class Items:
             hints: ids that the message names; these items come first.
         """
         scope = Scope(tenant, place.scope if place else [NIL])
-        tails = [item_tail(hint) for hint in hints]
-        named = await self._finder.named(scope, tails, room_tokens, count) if tails else ()
-        room, taken = room_tokens - sum(quote.tokens for quote in named), {quote.item for quote in named}
-        if room <= 0 or not text.strip():
-            return named
-        quotes = await self._finder.quotes(scope, text, room, RECALL_WHOLE_TOKENS, count, RECALL_FLOOR)
-        return named + tuple(quote for quote in quotes if quote.item not in taken)[:RECALLED]
+        return await self._finder.recall(scope, text, room_tokens, count, [item_tail(hint) for hint in hints])
 
     # Changing.
 
@@ -388,8 +384,7 @@ class Items:
         changes = ItemChanges(
             priority=rank, pinned=pin, metadata=told, archived=away, form=form, kind=kind_id(old.content_type)
         )
-        item = await self._changed(tenant, old, changes, text)
-        await self._states.settle(Place(tenant, item.session_id, old.session))
+        await self._states.settle(await self._changed(tenant, old, changes, text))
         return await self._present(tenant, id)
 
     async def restore(self, place: Place, id: UUID, content_type: str, content: str) -> None:
@@ -403,34 +398,37 @@ class Items:
         made = await self._made(place.tenant, content, self._profiles(await self._states.model_of(place)), True)
         job = self._embedder is not None and bool(made.passages)
         new = NewItem(id, False, 0, True, content_type, kind_id(content_type), made, None, job, ItemForm.SUMMARY)
-        await self._stored_new(place, "", new, self._clock(), False)
+        await self._stored_new(place, "", new, self._clock())
 
     async def _changed(
         self, tenant: bytes, old: ItemRow, changes: ItemChanges, text: str | UnsetType, trusted: bool = False
-    ) -> MemoryItem:
+    ) -> Place:
+        """Gives where the item is."""
         await self._learn_names(tenant, [old])
         place = Place(tenant, self._name(old), old.session)
-        found: Sequence[Any] = ()
-        sealed = False
+        found, hidden = await self._secrets(text) if isinstance(text, str) and not trusted else ((), None)
         if isinstance(text, str):
             profile = self._profiles(await self._states.model_of(place))
-            found, sealed = ((), False) if trusted else await self._secrets(text)
-            made = await self._made(tenant, text, profile, old.summary is not None, searched=not sealed)
+            made = await self._made(tenant, text, profile, old.summary is not None, searched=not hidden)
             changes = msgspec.structs.replace(changes, text=made)
-        async with self._pool.tenant(tenant, ADD_SECONDS) as connection:
-            row = await change_item(connection, tenant, old.id, changes, self._clock())
-            if row is None:
+
+        async def write(connection: asyncpg.Connection) -> None:
+            if await change_item(connection, tenant, old.id, changes, self._clock()) is None:
                 raise NotFound
-            if sealed:
-                await seal_item(connection, tenant, old.id, self._clock())
+
+        if isinstance(text, str) and hidden is not None:
+            await hidden.store_isolated(place, text, found, write)
+        else:
+            async with self._pool.tenant(tenant, ADD_SECONDS) as connection:
+                await write(connection)
         self._stored.drop(old.session)
         if changes.archived is False:
             await self._announce(tenant)
         if isinstance(changes.text, Text):
             self._finder.grown(tenant, len(changes.text.passages))
-        if found and self._on_found is not None:
-            await self._on_found(place, row.content, found, old.id, sealed)
-        return item_of(row, place.name, True)
+        if isinstance(text, str) and hidden is None:
+            await self._propose(place, text, found, old.id)
+        return place
 
     async def delete(self, tenant: bytes, item_id: object) -> None:
         """Remove an item and all that was made of it.
@@ -450,21 +448,13 @@ class Items:
         """A shorter text: a model's where one is set and answers, else the digest."""
         text = check.content(content, self._settings.work.most_item_bytes)
         check.text(content_type, "content_type", check.MOST_TYPE_CHARS)
-        share = self._share(check.choice(strategy, "strategy", CompressionStrategy))
+        share: float = getattr(self._settings.strategies, check.choice(strategy, "strategy", CompressionStrategy))
         count = self._profiles(model).count
         tokens = await asyncio.to_thread(count, text)
         budget = budget_tokens(tokens, share, None)
         if self._summarize is not None and (told := await self._summarize(text, budget, model)):
             return told
         return await asyncio.to_thread(fill, text, budget, count)
-
-    def _share(self, strategy: CompressionStrategy) -> float:
-        strategies = self._settings.strategies
-        return {
-            CompressionStrategy.AGGRESSIVE: strategies.aggressive,
-            CompressionStrategy.BALANCED: strategies.balanced,
-            CompressionStrategy.CONSERVATIVE: strategies.conservative,
-        }[strategy]
 
     # The session as a whole: see `state.py`.
 

@@ -7,6 +7,7 @@ writes down what they decided. No model is called here, but for the embedding of
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from hashlib import blake2b
 from uuid import UUID
 
@@ -62,6 +63,8 @@ MOST_FACTOR = 2.0  # no vocabulary of today needs more tokens than that
 STAY_FROM = 0.5  # of the trigger: a line that was folded and is shorter than that is a wire again
 EMBED_FROM = 0.5  # of the trigger: shorter sessions are never embedded
 
+Whose = tuple[bytes, bytes]  # a tenant, and a key of its own
+
 
 class MemoryManager:
     def __init__(
@@ -73,7 +76,9 @@ class MemoryManager:
         counter: Counter,
         embedder: Embedder | None = None,
         bring: Bring | None = None,
+        is_hearing: Callable[[], bool] = lambda: False,
     ) -> None:
+        """`is_hearing`: whether `heard` is called as soon as another process isolates something."""
         self._settings = settings
         self._pool = pool
         self._recorder = recorder
@@ -82,13 +87,13 @@ class MemoryManager:
         self._bring = bring
         self.models = models
         self.spending = Spending(pool)
-        self._frozen: Bounded[bytes, Frozen] = Bounded(FOLDS_BYTES, frozen_bytes)
-        self._blocks: Bounded[bytes, Block] = Bounded(FOLDS_BYTES, lambda block: 500 + len(block.kept + block.filled))
+        self._frozen: Bounded[Whose, Frozen] = Bounded(FOLDS_BYTES, frozen_bytes)  # by node
+        self._blocks: Bounded[Whose, Block] = Bounded(FOLDS_BYTES, lambda block: 500 + len(block.kept + block.filled))
         self._lines: Bounded[bytes, Seen] = Bounded(LINES_BYTES, lambda seen: seen.size)  # by their first node
         # provider's tokens by ours, of model and upstream
         self._factors: Bounded[tuple[str, str], float] = Bounded(1_000)
-        self._held = Held(pool, self.forget)
-        self._terms: Bounded[bytes, Terms] = Bounded(600_000, lambda found: len(found.counts) + 8)
+        self._held = Held(pool, self.forget, is_hearing)
+        self._terms: Bounded[Whose, Terms] = Bounded(600_000, lambda found: len(found.counts) + 8)  # by digest
 
     # Prepare: from what the client asked to what goes upstream.
 
@@ -108,7 +113,7 @@ class MemoryManager:
             return wire
         budget = budget_for(model, asked.max_output_tokens, counted.front, self._settings.compression.target)
         wire = replace(wire, embed=counted.total > EMBED_FROM * budget.trigger)
-        if counted.total <= budget.trigger and not self._stays_folded(counted, budget):
+        if counted.total <= budget.trigger and not self._stays_folded(caller.tenant, counted, budget):
             return wire
         try:
             return await self._fold(wire, counted, budget, dialect)
@@ -117,7 +122,7 @@ class MemoryManager:
         except StoreError as error:
             return self._without_store(wire, counted, budget, dialect, str(error))
 
-    def _stays_folded(self, counted: Counted, budget: Budget) -> bool:
+    def _stays_folded(self, tenant: bytes, counted: Counted, budget: Budget) -> bool:
         """Was the line folded when a request left more room for the answer, or more tools stood in it?
 
         Going back to the client's own prompt for one request makes the provider read all of it anew. A window so large
@@ -125,8 +130,11 @@ class MemoryManager:
         """
         if counted.total <= STAY_FROM * budget.trigger:
             return False
-        held = self._frozen.among(reversed(counted.line.nodes))
-        return usable(counted.line, [frozen for _, frozen in held]) is not None
+        return usable(counted.line, [frozen for _, frozen in self._frozen_of(tenant, counted.line)]) is not None
+
+    def _frozen_of(self, tenant: bytes, path: Line) -> list[tuple[bytes, Frozen]]:
+        """Frozen prompts of a line that this process holds, with their nodes, newest first."""
+        return [(node, frozen) for (_, node), frozen in self._frozen.among((tenant, n) for n in reversed(path.nodes))]
 
     def learn(self, prepared: Prepared, window: int | None, counted: int | None) -> None:
         """Take from a refusal what the provider says of its window and of its own count.
@@ -217,19 +225,21 @@ class MemoryManager:
             now = replace(standing, frozen=replace(frozen, spent=spent), blocks={})
         folded, block = await self._assemble(wire, standing, now, spent, why, dialect)
         mode = Mode.DEGRADED if away else Mode.FOLDED
-        folds = self._remember(counted.line, state, now.frozen if why else None, block, held)
+        folds = self._remember(wire.caller.tenant, counted.line, state, now.frozen if why else None, block, held)
         return replace(folded, mode=mode, reason=away, folds=folds)
 
-    def forget(self) -> None:
-        """Drop what was made of messages; what may still be told is in the database."""
-        self._frozen.clear()
-        self._blocks.clear()
-        self._terms.clear()
+    def forget(self, tenant: bytes | None) -> None:
+        """Drop what was made of a tenant's messages, None: of all; what may still be told is in the database."""
+        for made in (self._frozen, self._blocks, self._terms):
+            if tenant is None:
+                made.clear()
+            else:
+                made.drop_where(lambda key: key[0] == tenant)
 
     def heard(self, tenant: bytes | None, kind: str, id: str) -> None:
         """A listener of signals: what another process put into quarantine, or erased, is forgotten here at once."""
         if kind in ("quarantine", "erase", "again"):
-            self._held.clear()
+            self._held.clear(tenant)
         if kind in ("erase", "again"):
             self._recorder.forget()
 
@@ -303,7 +313,7 @@ class MemoryManager:
             frozen=standing.frozen,
             quoted=frozenset(quote.position for block in standing.blocks.values() for quote in block.quotes),
             similar={},
-            terms=self._terms_of,
+            terms=partial(self._terms_of, wire.caller.tenant),
             count=self._counting(wire.model),
             writer=writer(dialect),
             nonce=session_nonce(wire.caller.tenant, path.nodes[0]),
@@ -342,11 +352,11 @@ class MemoryManager:
             return {}
         return {gone[node]: similarity for node, similarity in found.items()}
 
-    def _terms_of(self, message: Message) -> Terms:
-        found = self._terms.get(message.digest)
+    def _terms_of(self, tenant: bytes, message: Message) -> Terms:
+        found = self._terms.get((tenant, message.digest))
         if found is None:
             found = terms(spoken(message))
-            self._terms.put(message.digest, found)
+            self._terms.put((tenant, message.digest), found)
         return found
 
     def _without_store(
@@ -374,8 +384,9 @@ class MemoryManager:
         Where this process has stored the line's newest answer and holds its frozen prompt, it knows as much; where
         it holds but the prompt, it asks what hangs on the line from there on.
         """
-        held = tuple(self._frozen.among(reversed(path.nodes)))
-        blocks = tuple(block for _, block in self._blocks.among(path.nodes)) if held else ()
+        tenant = caller.tenant
+        held = tuple(self._frozen_of(tenant, path))
+        blocks = tuple(block for _, block in self._blocks.among((tenant, n) for n in path.nodes)) if held else ()
         age = self._recorder.age(path)
         before = usable(path, [frozen for _, frozen in held])
         if age is not None and before:
@@ -383,40 +394,40 @@ class MemoryManager:
         begin = next((path.nodes.index(node) for node, frozen in held if frozen is before), 0)
         try:
             async with self._pool.connection() as connection:
-                state = await find_line(connection, caller.tenant, path.nodes, begin)
+                state = await find_line(connection, tenant, path.nodes, begin)
         except StoreError as error:
             return LineState(age_seconds=0, frozen=held, blocks=blocks), str(error)
-        if self._held.is_current(known):
-            self._learn_line(path, state)
+        if self._held.is_current(tenant, known):
+            self._learn_line(tenant, path, state)
         known_too = tuple({**dict(held), **dict(state.frozen)}.items())
         return replace(state, frozen=known_too, blocks=(*state.blocks, *blocks)), None
 
-    def _learn_line(self, path: Line, state: LineState) -> None:
+    def _learn_line(self, tenant: bytes, path: Line, state: LineState) -> None:
         """Keep what another process may have made; not where positions count messages that only the database has."""
         if state.continues is not None:
             return
         for node, frozen in state.frozen:
-            self._frozen.put(node, frozen)
+            self._frozen.put((tenant, node), frozen)
         for block in state.blocks:
-            self._blocks.put(path.nodes[block.asked - 1], block)
+            self._blocks.put((tenant, path.nodes[block.asked - 1]), block)
 
     def _remember(
-        self, path: Line, state: LineState, frozen: Frozen | None, block: Block | None, held: Known
+        self, tenant: bytes, path: Line, state: LineState, frozen: Frozen | None, block: Block | None, held: Known
     ) -> tuple[FoldRow, ...]:
         """The rows to write for what was made. A frozen prompt hangs on its last message, so that forks share it;
         on the newest one where another hangs there already."""
-        rows, keeps = [], self._held.is_current(held)
+        rows, keeps = [], self._held.is_current(tenant, held)
         if frozen:
             node = path.nodes[frozen.covers - 1]
             if any(taken == node for taken, _ in state.frozen):
                 node = path.tip
             rows.append(FoldRow(node, "frozen", frozen.covers - 1, pack(frozen)))
             if keeps and not path.cut:
-                self._frozen.put(node, frozen)
+                self._frozen.put((tenant, node), frozen)
         if block:
             rows.append(FoldRow(path.tip, "block", len(path) - 1, pack(block)))
             if keeps:
-                self._blocks.put(path.tip, block)
+                self._blocks.put((tenant, path.tip), block)
         return tuple(rows)
 
     # Record: the turn, durably.

@@ -19,8 +19,10 @@ from memory.nouns import Clock, Place, Principal, QuarantinedContext, Quarantine
 from memory.seal import SHORT_CHARS, text_digest
 from memory.settings import Settings
 from memory.store.board import enter
+from memory.store.items import refuse_held
 from memory.store.pool import Pool
 from memory.store.quarantine import (
+    are_gone,
     audit,
     close_proposal,
     contents_of,
@@ -51,6 +53,9 @@ MOST_REASON_CHARS = 10_000
 DETECTOR = "detector"  # who isolates what was found by its shape
 ENCODING = "o200k_base"  # tokens are told as gpt-4o counts them
 
+Store = Callable[[asyncpg.Connection], Awaitable[object]]
+"""Write what holds a text, in the transaction that isolates it."""
+
 Restore = Callable[[Place, UUID, str, str], Awaitable[None]]
 """Make an item (place, id, content type, content) searchable again, or anew where there is none of this id."""
 
@@ -60,6 +65,15 @@ class Spoken(NamedTuple):
 
     turn: str  # in which it came
     digest: bytes
+
+
+class Isolated(NamedTuple):
+    thread: str
+    is_new: bool  # False: it was isolated before, and nothing was changed
+
+
+async def nothing(connection: asyncpg.Connection) -> None:
+    """Where nothing new holds the text."""
 
 
 async def keep(place: Place, id: UUID, content_type: str, content: str) -> None:
@@ -108,6 +122,25 @@ class Quarantine:
         Args:
             digests: of messages that hold it, however they write it.
         """
+        isolated = await self._isolate(
+            place, content, context_type, reason, metadata, principal, id=id, digests=digests
+        )
+        return isolated.thread
+
+    async def _isolate(
+        self,
+        place: Place,
+        content: object,
+        context_type: object,
+        reason: object,
+        metadata: object = None,
+        principal: Principal | None = None,
+        *,
+        id: UUID | None = None,
+        digests: Sequence[bytes] = (),
+        store: Store = nothing,
+        model: str = "",
+    ) -> Isolated:
         said = check.content(content, self._most_bytes)
         stored, now = check.metadata(metadata), self._clock()
         context = QuarantinedContext(
@@ -119,12 +152,12 @@ class Quarantine:
         )  # fmt: skip
         words, actor = said.strip(), principal.actor if principal else "program"
         async with self._pool.tenant(place.tenant, WAIT_SECONDS) as connection:
-            await enter(connection, place, now)
+            await enter(connection, place, now, model)
             if already := await load_context(connection, place.tenant, UUID(context.id)):
-                return already.thread_id
-            rows, found, telling = await self._alone(connection, place.tenant, words, digests)
+                return Isolated(already.thread_id, False)
+            rows, found, telling = await self._alone(connection, place.tenant, words, digests, store)
             if already := await load_context(connection, place.tenant, UUID(context.id)):  # by another process
-                return already.thread_id
+                return Isolated(already.thread_id, False)
             await take_away(connection, place.tenant, rows, now)
             await close_proposal(connection, place.tenant, proposal_id(place.tenant, said), now)
             await save_context(connection, place, context, said, [row["id"] for row in rows], stored)
@@ -135,10 +168,10 @@ class Quarantine:
             await audit(connection, place.tenant, actor, "quarantine.isolate", context.id, numbers, now)
             await tell(connection, place.tenant, "quarantine", place.name, {"id": context.id, **numbers}, now)
         self._meter.quarantined("person" if principal and principal.is_person else actor_kind(actor))
-        return context.thread_id
+        return Isolated(context.thread_id, True)
 
     async def _alone(
-        self, connection: asyncpg.Connection, tenant: bytes, words: str, digests: Sequence[bytes]
+        self, connection: asyncpg.Connection, tenant: bytes, words: str, digests: Sequence[bytes], store: Store
     ) -> tuple[list[asyncpg.Record], Said, set[bytes]]:
         """Items and messages that hold a text, and nodes where it is told; nobody adds one until the transaction ends.
 
@@ -149,6 +182,7 @@ class Quarantine:
         found = await saying(connection, tenant, words, digests)
         telling = await told(connection, tenant, words, items)
         await shut_the_door(connection, tenant)
+        await store(connection)
         rows = await holders(connection, tenant, words, whole, items, since)
         found |= await saying(connection, tenant, words, digests, since)
         telling |= await told(connection, tenant, words, [row["id"] for row in rows], since)
@@ -173,7 +207,7 @@ class Quarantine:
         stored = check.metadata({**about, "kinds": kinds})
         context = QuarantinedContext(
             id=str(id), session_id=place.name, thread_id=f"thread_{secrets.token_hex(16)}",
-            context_type="item" if item else "message", reason_for_isolation=f"looks like: {', '.join(kinds)}",
+            context_type="item" if item else "message", reason_for_isolation=reason_of(found),
             token_count=0, is_active=False, created_at=now, updated_at=now, metadata=check.metadata_of(stored),
             state=QuarantineState.PROPOSED,
         )  # fmt: skip
@@ -188,13 +222,27 @@ class Quarantine:
             await tell(connection, place.tenant, "quarantine_proposed", place.name, data, now)
         return context.id
 
-    async def found(self, place: Place, content: str, found: Sequence[Found], item: UUID, sealed: bool) -> None:
-        """What follows when a detector found something in an item; `sealed`: it is out of sight already."""
-        if sealed or self._mode == "auto":
-            reason = f"looks like: {', '.join(sorted({one.kind for one in found}))}"
-            await self.isolate(place, content, "item", reason, principal=Principal(place.tenant, DETECTOR))
-        elif self._mode == "suggest":
-            await self.propose(place, content, found, item)
+    async def store_isolated(
+        self,
+        place: Place,
+        content: str,
+        found: Sequence[Found],
+        store: Store,
+        item: UUID | None = None,
+        model: str = "",
+    ) -> bool:
+        """Store an item in which a detector found something: in one transaction it is there and taken away.
+
+        Args:
+            item: a new one's id; again with the same it changes nothing, and the answer is False.
+            model: of the session, should it begin with this.
+        """
+        id = _id_of(place.tenant, item.bytes, b"item") if item else None
+        principal = Principal(place.tenant, DETECTOR)
+        isolated = await self._isolate(
+            place, content, "item", reason_of(found), None, principal, id=id, store=store, model=model
+        )
+        return isolated.is_new
 
     async def found_said(self, place: Place, content: str, found: Sequence[Found], spoken: Spoken) -> None:
         """What follows when a detector found something in a message of a conversation.
@@ -204,10 +252,10 @@ class Quarantine:
         if self._mode == "suggest":
             await self.propose(place, content, found, spoken=spoken)
         elif self._mode == "auto":
-            reason = f"looks like: {', '.join(sorted({one.kind for one in found}))}"
             await self.isolate(
-                place, storable(content), "message", reason, {"turn": spoken.turn}, Principal(place.tenant, "detector"),
-                id=_id_of(place.tenant, content, b"found"), digests=[spoken.digest],
+                place, storable(content), "message", reason_of(found), {"turn": spoken.turn},
+                Principal(place.tenant, DETECTOR), id=_id_of(place.tenant, text_digest(content), b"found"),
+                digests=[spoken.digest],
             )  # fmt: skip
 
     async def listed(self, place: Place) -> tuple[QuarantinedContext, ...]:
@@ -230,12 +278,13 @@ class Quarantine:
             return context_of(row, row["content"])
 
     async def release(self, principal: Principal, thread_id: object) -> None:
-        """Give content back: its items are active again, in shortened form; what was in no item becomes one.
+        """Give content back: its items are active again, in shortened form; what is in no item becomes one.
 
         Raises:
             NotAllowed: not a person.
             NotFound: no such thread.
-            Conflict: it is released already, or only proposed.
+            Conflict: it is released already, or only proposed; or it is in no item, and another thread holds a part of
+                it: that comes first.
         """
         thread = check.thread_id(thread_id)
         if not principal.is_person:
@@ -248,20 +297,41 @@ class Quarantine:
                 raise NotFound
             if row["state"] != QuarantineState.ISOLATED:
                 raise Conflict(f"the context is {row['state']}")
+            alone: list[tuple[UUID, str, str]] = []
             ids = await give_back(connection, tenant, row["id"], row["items"], now)
             contents = await contents_of(connection, tenant, row["items"])
             await delete_seals(connection, tenant, thread)
+            if await are_gone(connection, tenant, row["items"]) and await is_last(connection, tenant, row["content"]):
+                alone = [(row["id"], row["context_type"], row["content"])]
             await audit(
                 connection, tenant, principal.actor, "quarantine.release", str(row["id"]), {"items": len(ids)}, now
             )
         place = Place(tenant, row["session_name"], row["session"])
-        back = [(id, "", content) for id, content in contents.items()]
-        for given in back if row["items"] else [(row["id"], row["context_type"], row["content"])]:
+        for id, content in contents.items():
             with suppress(Conflict):  # another thread holds it still
-                await self._restore(place, *given)
+                await self._restore(place, id, "", content)
+        for given in alone:  # whatever refuses it now, the content stays here until the next try
+            await self._restore(place, *given)
         async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
             await set_released(connection, tenant, row["id"], now)
             await tell(connection, tenant, "quarantine", place.name, {"id": str(row["id"]), "released": True}, now)
+
+
+async def is_last(connection: asyncpg.Connection, tenant: bytes, content: str) -> bool:
+    """Whether no other thread holds the same text; until the transaction ends no other is isolated or released.
+
+    Raises:
+        Conflict: another thread holds a part of it.
+    """
+    await shut_the_door(connection, tenant)
+    if text_digest(content) in await load_seals(connection, tenant):
+        return False
+    await refuse_held(connection, tenant, content)
+    return True
+
+
+def reason_of(found: Sequence[Found]) -> str:
+    return f"looks like: {', '.join(sorted({one.kind for one in found}))}"
 
 
 def actor_kind(actor: str) -> str:
@@ -271,8 +341,8 @@ def actor_kind(actor: str) -> str:
 
 def proposal_id(tenant: bytes, content: str) -> UUID:
     """One for the same content, so that nothing is proposed twice."""
-    return _id_of(tenant, content, b"proposal")
+    return _id_of(tenant, text_digest(content), b"proposal")
 
 
-def _id_of(tenant: bytes, content: str, use: bytes) -> UUID:
-    return UUID(bytes=blake2b(text_digest(content), digest_size=16, key=tenant, person=use).digest())
+def _id_of(tenant: bytes, name: bytes, use: bytes) -> UUID:
+    return UUID(bytes=blake2b(name, digest_size=16, key=tenant, person=use).digest())

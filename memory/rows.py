@@ -3,7 +3,6 @@
 import base64
 import binascii
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from typing import Any, Literal
 from uuid import UUID
 
@@ -17,6 +16,7 @@ from memory.find import Hit, term_ids
 from memory.forms import Sizes, budget_tokens, digest, prefix_summary
 from memory.lexical import terms
 from memory.nouns import FoundItem, ItemForm, ItemStatus, MemoryItem, Passage, Place
+from memory.seal import text_digest
 from memory.store.items import ItemRow, NewItem, Text
 from memory.store.passages import NewPassage
 
@@ -64,11 +64,6 @@ def passages_of(tenant: bytes, content: str) -> tuple[NewPassage, ...]:
         found = terms(content[start:stop])
         made.append(NewPassage(start, stop, found.length, tuple(term_ids(tenant, found.counts.keys()))))
     return tuple(made)
-
-
-def text_digest(text: str) -> bytes:
-    """Names a text, whatever white space is around it."""
-    return blake2b(text.strip().encode(), digest_size=16).digest()
 
 
 def row_of(new: NewItem, place: Place, now: datetime) -> ItemRow:

@@ -48,6 +48,9 @@ LATE_VECTORS = 5  # found passages that are embedded on the spot
 QUERY_CHARS = 16_384
 TOKEN_CHARS = 8  # more of a named item than so many characters a token is not read
 LEAST_NAMED = 32  # tokens; less of a named item says nothing
+RECALLED = 8  # items that come back unnamed
+RECALL_FLOOR = 0.35  # of their scores
+RECALL_WHOLE_TOKENS = 400  # an item up to this size comes whole
 NAMED = 1.0  # the score of what is named
 
 
@@ -191,6 +194,17 @@ class Finder:
         async with self._pool.tenant(scope.tenant, SEARCH_SECONDS) as connection:
             parts = await load_named(connection, scope, tails, room_tokens * TOKEN_CHARS)
         return await asyncio.to_thread(fill, parts, room_tokens, count)
+
+    async def recall(
+        self, scope: Scope, text: str, room_tokens: int, count: CountTokens, tails: Sequence[bytes]
+    ) -> tuple[Quote, ...]:
+        """Items whose ids end so, and behind them those that answer a text."""
+        named = await self.named(scope, tails, room_tokens, count) if tails else ()
+        room, taken = room_tokens - sum(quote.tokens for quote in named), {quote.item for quote in named}
+        if room <= 0 or not text.strip():
+            return named
+        quotes = await self.quotes(scope, text, room, RECALL_WHOLE_TOKENS, count, RECALL_FLOOR)
+        return named + tuple(quote for quote in quotes if quote.item not in taken)[:RECALLED]
 
     async def _vector(self, query: str) -> Floats | None:
         if self._embedder is None:

@@ -68,8 +68,7 @@ def memory(
         return Shares(model.trigger_share, model.safe_share)
 
     items = Items(
-        pool, counter, models, settings, clock, embedder, summarize, secrets_in, quarantine.found, shares,
-        meter,
+        pool, counter, models, settings, clock, embedder, summarize, secrets_in, quarantine, shares, meter,
     )  # fmt: skip
     quarantine.restore_with(items.restore)
     signals.listen(items.heard)

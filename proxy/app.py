@@ -122,7 +122,10 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     stack.push_async_callback(programs.close)
     shorter = summarizer_for(config, models, counter, metrics)
     whole = memory(programs, dsn, counter, models, config.settings, clock, embedding, shorter, metrics)
-    manager = MemoryManager(config.settings, pool, recorder, models, counter, embedding, Bring(whole.items))
+    manager = MemoryManager(
+        config.settings, pool, recorder, models, counter, embedding, Bring(whole.items),
+        lambda: whole.signals.is_connected,
+    )  # fmt: skip
     stack.callback(whole.signals.listen(manager.heard))
     stack.callback(asyncio.create_task(whole.signals.run()).cancel)
     stack.enter_context(told_to_stop(whole.signals.end))

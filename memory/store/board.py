@@ -25,9 +25,9 @@ AGENTS = (
 )
 
 
-async def enter(connection: asyncpg.Connection, place: Place, now: datetime) -> None:
+async def enter(connection: asyncpg.Connection, place: Place, now: datetime, model: str = "") -> None:
     """Make the session's row, where it is not there; longer waits for locks for the rest of the transaction."""
-    await connection.execute("select infold.enter($1, $2, $3, '', $4)", place.tenant, place.id, place.name, now)
+    await connection.execute("select infold.enter($1, $2, $3, $4, $5)", place.tenant, place.id, place.name, model, now)
 
 
 async def lock_board(connection: asyncpg.Connection, tenant: bytes) -> None:

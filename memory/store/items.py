@@ -201,7 +201,9 @@ async def change_item(
         Conflict: the new content or metadata holds what is in quarantine.
     """
     if isinstance(changes.text, Text) or isinstance(changes.metadata, str):
-        await refuse_held(connection, tenant, changes)
+        content = changes.text.content if isinstance(changes.text, Text) else ""
+        metadata = changes.metadata if isinstance(changes.metadata, str) else None
+        await refuse_held(connection, tenant, content, metadata)
     old = await lock_item(connection, tenant, id)
     if old is None or old.status == ItemStatus.QUARANTINED:
         return None
@@ -241,10 +243,12 @@ async def change_item(
     return row
 
 
-async def refuse_held(connection: asyncpg.Connection, tenant: bytes, changes: ItemChanges) -> None:
-    """Before any row is locked: an isolation takes its locks in that order, too."""
-    content = changes.text.content if isinstance(changes.text, Text) else ""
-    metadata = changes.metadata if isinstance(changes.metadata, str) else None
+async def refuse_held(connection: asyncpg.Connection, tenant: bytes, content: str, metadata: str | None = None) -> None:
+    """Before any item is locked: an isolation takes its locks in that order, too.
+
+    Raises:
+        Conflict: content or metadata holds what is in quarantine.
+    """
     await be_patient(connection)
     with refusing():
         await connection.execute("select infold.refuse_held($1, $2, $3)", tenant, content, metadata)
@@ -262,9 +266,9 @@ def refusing() -> Iterator[None]:
 
 
 async def delete_item(connection: asyncpg.Connection, tenant: bytes, id: UUID, now: datetime) -> bool:
-    """Remove an item, whatever its status, and all that was made of it. Belongs into a transaction."""
+    """Remove an item and all that was made of it, unless it is in quarantine. Belongs into a transaction."""
     old = await lock_item(connection, tenant, id)
-    if old is None:
+    if old is None or old.status == ItemStatus.QUARANTINED:
         return False
     passages, embedded = await delete_passages(connection, tenant, id)
     await connection.execute("delete from infold.items where tenant = $1 and id = $2", tenant, id)
@@ -290,21 +294,6 @@ async def session_of(connection: asyncpg.Connection, tenant: bytes, id: UUID) ->
         tenant, id,
     )  # fmt: skip
     return name
-
-
-async def seal_item(connection: asyncpg.Connection, tenant: bytes, id: UUID, now: datetime) -> bool:
-    """Put an item out of everybody's sight: no counter counts it, no search finds it. Belongs into a transaction."""
-    old = await lock_item(connection, tenant, id)
-    if old is None or old.status == ItemStatus.QUARANTINED:
-        return False
-    passages, embedded = await delete_passages(connection, tenant, id)
-    await connection.execute(
-        "update infold.items set status = $3, form = $4, updated_at = $5 where tenant = $1 and id = $2",
-        tenant, id, int(ItemStatus.QUARANTINED), int(ItemForm.NONE), now,
-    )  # fmt: skip
-    tokens, used = old.counted
-    await count(connection, tenant, old.session, (-tokens, -used), -passages, -embedded, now)
-    return True
 
 
 async def lock_item(connection: asyncpg.Connection, tenant: bytes, id: UUID) -> ItemRow | None:

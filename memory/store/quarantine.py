@@ -203,6 +203,12 @@ async def count(
         )  # fmt: skip
 
 
+async def are_gone(connection: asyncpg.Connection, tenant: bytes, ids: Sequence[UUID]) -> bool:
+    """Whether none of some items is left; so also where there are none."""
+    row = await connection.fetchrow("select from infold.items where tenant = $1 and id = any($2) limit 1", tenant, ids)
+    return row is None
+
+
 async def contents_of(connection: asyncpg.Connection, tenant: bytes, ids: Sequence[UUID]) -> dict[UUID, str]:
     """Of the active ones."""
     rows = await connection.fetch(

@@ -65,6 +65,7 @@ class Signals:
         self._calls: dict[object, Call] = {}
         self._watches: set[Watch] = set()
         self._ended = False
+        self.is_connected = False  # what is told now will be heard; after a gap listeners are told "again"
 
     def end(self) -> None:
         """The program stops: wake all who wait, now and from now on."""
@@ -113,12 +114,14 @@ class Signals:
         try:
             connection.add_termination_listener(lambda _: gone.set())
             await connection.add_listener(CHANNEL, self._told)
+            self.is_connected = True
             self._tell(None, AGAIN, "")
             while not gone.is_set():
                 async with asyncio.timeout(CONNECT_SECONDS):
                     await connection.execute("select 1")
                 await pause(gone, ALIVE_SECONDS)
         finally:
+            self.is_connected = False
             connection.terminate()
 
     def _told(self, connection: object, process: int, channel: str, payload: object) -> None:

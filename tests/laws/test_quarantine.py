@@ -181,9 +181,30 @@ async def test_another_process_learns_of_it_without_a_signal(proxy, provider, ow
     memory = proxy.parts.memory
     tenant = await tenant_of(owner)
     await quarantine.isolate(place(tenant, "home"), CANARY, "message", "odd")
-    memory._held._known.put(tenant, (time.monotonic() - 60, Known()))  # what it knew a minute ago, with no signal since
+    memory._held._known.put(tenant, (time.monotonic() - 900, Known()))  # known long ago, with no signal since
     await asyncio.to_thread(talk, proxy, [*messages, assistant("It is so."), user("And the canary's word?")])
     assert "xylophonist" not in str(provider.prompts[-1].messages)
+
+
+async def test_who_isolates_nothing_does_not_wait_for_the_database_again(proxy, provider, owner, history):
+    messages = [*history, user("What is the canary's word?")]
+    await asyncio.to_thread(talk, proxy, messages)
+    tenant, known = await tenant_of(owner), proxy.parts.memory._held._known
+    _, before = known.get(tenant)
+    known.put(tenant, (time.monotonic() - 60, before))
+    await asyncio.to_thread(talk, proxy, [*messages, assistant("It is so."), user("And the canary's word?")])
+    assert len(provider.prompts[-1].messages) < len(messages)  # it was folded
+    assert known.get(tenant)[0] < time.monotonic() - 50
+
+
+async def test_what_one_tenant_isolates_leaves_what_was_made_for_another(proxy, quarantine, owner, history):
+    await asyncio.to_thread(talk, proxy, [*history, user("What is the canary's word?")])
+    memory, made = proxy.parts.memory, set(proxy.parts.memory._frozen._entries)
+    assert {tenant for tenant, _ in made} == {await tenant_of(owner)}
+    memory.heard(TENANT, "quarantine", "")
+    assert set(memory._frozen._entries) == made
+    memory.heard(await tenant_of(owner), "quarantine", "")
+    assert not memory._frozen._entries
 
 
 async def test_a_message_on_its_way_while_its_text_is_isolated_is_sealed_when_it_comes(pool, tmp_path):

@@ -1,15 +1,18 @@
 """Items on real PostgreSQL: stored, read, found, changed, compressed; and the counters always agree with the rows."""
 
 import asyncio
+import contextlib
 
 import pytest
 
+from memory.detect import Found
 from memory.errors import InvalidRequest, NotFound, StoreBusy, TooLarge
 from memory.forms import form_tokens
 from memory.identify import new_id, place
 from memory.items import Items
 from memory.models import ModelOverride, ModelTable
 from memory.nouns import ItemForm
+from memory.quarantine import Quarantine
 from memory.settings import Hygiene, Settings, Work
 from memory.worker import embed_item
 from tests.clock import NOON, Hands
@@ -433,23 +436,55 @@ async def test_a_summariser_that_has_nothing_to_say_leaves_it_to_the_digest(make
     assert "tokens of small" in await make(summarize=loud).compress(prose(rng, 200), "note", "balanced", MODEL)
 
 
-async def test_secrets_go_out_of_sight_at_once_or_are_told(make, owner):
-    told = []
-
-    async def on_found(place, text, found, id, sealed):
-        told.append((place.name, tuple(found), str(id), sealed))
+@pytest.fixture
+def guarded(make, pool, hands):
+    def guarded(mode):
+        settings = Settings(quarantine=mode)
+        quarantine = Quarantine(pool, COUNTER, hands, settings)
+        return make(settings, WordVectors(), detect=detect, quarantine=quarantine), quarantine
 
     def detect(text):
-        return ("key",) if "sk-" in text else ()
+        return (Found("key", 0, 3),) if "sk-" in text else ()
 
-    for mode, visible in (("off", True), ("suggest", True), ("auto", False)):
-        items = make(Settings(quarantine=mode), WordVectors(), detect=detect, on_found=on_found)
-        id = (await add(items, f"the key is sk- {mode}1234")).id
-        assert (await items.retrieve(TENANT, id) is not None) is visible
-        assert bool(await items.search(HOME, f"{mode}1234", by_meaning=False)) is visible
-    assert [entry[3] for entry in told] == [False, True]
-    assert await owner.fetchval("select count(*) from infold.vectors where item = $1", told[1][2]) == 0
+    return guarded
+
+
+@pytest.mark.parametrize(("mode", "state"), [("off", None), ("suggest", "proposed"), ("auto", "isolated")])
+async def test_secrets_go_out_of_sight_at_once_or_are_told(guarded, owner, mode, state):
+    items, quarantine = guarded(mode)
+    given = [await add(items, "the key is sk- 1234"), await add(items, "harmless")]
+    with contextlib.suppress(NotFound):
+        await items.change(TENANT, given[1].id, content="another key is sk- 5678")
+    for item in given:
+        assert (await items.retrieve(TENANT, item.id) is not None) is (state != "isolated")
+    for words in ("1234", "5678"):
+        assert bool(await items.search(HOME, words, by_meaning=False)) is (state != "isolated")
+    assert {context.state for context in await quarantine.listed(HOME)} == ({state} if state else set())
+    assert len(await quarantine.listed(HOME)) == (2 if state else 0)
+    assert bool(await owner.fetchval("select count(*) from infold.vectors")) is (state != "isolated")
+    assert await owner.fetchval("select model from infold.states") == MODEL
     await agree(owner)
+
+
+@pytest.mark.parametrize("mode", ["suggest", "auto"])
+async def test_what_was_added_and_not_isolated_or_proposed_is_when_it_is_added_again(guarded, owner, mode):
+    """A connection that was lost after the first transaction left an item that nobody could see, or no proposal."""
+    (items, quarantine), id = guarded(mode), new_id()
+    for _ in range(2):
+        assert (await add(items, "the key is sk- 1234", id=id)).id == str(id)
+        assert len(await quarantine.listed(HOME)) == 1
+        await owner.execute("delete from infold.quarantine where state = 'proposed'")
+    assert await owner.fetchval("select count(*) from infold.items") == 1
+    await agree(owner)
+
+
+async def test_an_item_in_quarantine_is_not_deleted(guarded, owner):
+    """Nothing was left that a release could give back."""
+    items, _ = guarded("auto")
+    id = (await add(items, "the key is sk- 1234")).id
+    with pytest.raises(NotFound):
+        await items.delete(TENANT, id)
+    assert await owner.fetchval("select count(*) from infold.items") == 1
 
 
 async def test_what_is_recalled_belongs_to_the_session_or_is_shared(items):

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from memory.detect import secrets_in
-from memory.errors import Conflict, InvalidRequest, NotAllowed, NotFound
+from memory.errors import Conflict, InvalidRequest, NotAllowed, NotFound, StoreUnavailable
 from memory.identify import new_id, place
 from memory.nouns import Principal, QuarantineState
 from memory.quarantine import Quarantine
@@ -224,6 +224,50 @@ async def test_what_was_in_no_item_is_given_back_as_a_new_one(quarantine, restor
     assert (name, content_type, content) == ("home", "note", CANARY)
 
 
+async def test_what_holds_a_part_that_is_held_too_waits_for_that(quarantine, restored, owner):
+    """Releasing the whole was refused where it became an item, and yet it was released: its content was gone."""
+    whole = await quarantine.isolate(HOME, CANARY, "note", "odd")
+    part = await quarantine.isolate(HOME, "canary sings", "note", "odd")
+    before = await quarantine.seals(TENANT)
+    with pytest.raises(Conflict, match="held in quarantine"):
+        await quarantine.release(ANN, whole)
+    assert (await quarantine.read(PROGRAM, whole)).isolated_content == CANARY
+    assert await quarantine.seals(TENANT) == before
+    assert "quarantine.release" not in {row["action"] for row in await rows(owner, "audit")}
+    for thread in (part, whole):
+        await quarantine.release(ANN, thread)
+    assert [content for *_, content in restored] == ["canary sings", CANARY]
+
+
+async def test_a_text_held_twice_comes_back_with_the_last_release(quarantine, restored):
+    threads = [await quarantine.isolate(HOME, text, "note", "odd") for text in (CANARY, f" {CANARY}\n")]
+    await quarantine.release(ANN, threads[0])
+    assert restored == []
+    await quarantine.release(ANN, threads[1])
+    assert [content.strip() for *_, content in restored] == [CANARY]
+
+
+async def test_a_release_that_is_refused_at_its_end_leaves_the_content(pool, hands):
+    """Somebody isolates a part of it between its first transaction and its last."""
+
+    async def refuse(place, id, content_type, content):
+        raise Conflict
+
+    quarantine = Quarantine(pool, Counter(), hands, Settings(), refuse)
+    thread = await quarantine.isolate(HOME, CANARY, "note", "odd")
+    with pytest.raises(Conflict):
+        await quarantine.release(ANN, thread)
+    assert (await quarantine.read(PROGRAM, thread)).isolated_content == CANARY
+
+
+async def test_what_was_in_items_that_are_gone_comes_back_as_a_new_one(quarantine, pool, owner, restored):
+    id = await stored(pool, CANARY)
+    thread = await quarantine.isolate(HOME, CANARY, "note", "odd")
+    await owner.execute("delete from infold.items where id = $1", id)
+    await quarantine.release(ANN, thread)
+    assert [content for *_, content in restored] == [CANARY]
+
+
 async def test_an_item_held_by_two_threads_stays_until_both_are_released(quarantine, pool):
     id = await stored(pool, CANARY, "and another secret")
     first = await quarantine.isolate(HOME, CANARY, "note", "odd")
@@ -244,8 +288,8 @@ async def test_isolating_again_with_the_same_id_gives_the_same_thread(quarantine
 async def test_what_a_detector_finds_is_proposed_once_and_stays_usable(quarantine, pool, owner):
     text = f"the key is {KEY}"
     id = await stored(pool, text)
-    await quarantine.found(HOME, text, secrets_in(text), id, False)
-    await quarantine.found(HOME, text, secrets_in(text), id, False)
+    await quarantine.propose(HOME, text, secrets_in(text), id)
+    await quarantine.propose(HOME, text, secrets_in(text), id)
     (proposed,) = await quarantine.listed(HOME)
     assert (proposed.state, proposed.is_active, proposed.metadata["item_id"]) == ("proposed", False, str(id))
     assert proposed.reason_for_isolation == "looks like: aws key"
@@ -262,13 +306,33 @@ async def test_what_a_detector_finds_is_proposed_once_and_stays_usable(quarantin
     assert await quarantine.propose(HOME, text, secrets_in(text), id) is None
 
 
-async def test_what_a_detector_finds_is_isolated_where_so_is_set(pool, hands):
-    quarantine = Quarantine(pool, Counter(), hands, Settings(quarantine="auto"))
-    id = await stored(pool, KEY)
-    await quarantine.found(HOME, KEY, secrets_in(KEY), id, True)
-    assert await seen(pool, id) is None
-    (isolated,) = await quarantine.listed(HOME)
-    assert isolated.is_active
+async def test_an_item_in_which_a_detector_finds_something_is_stored_and_taken_away_at_once(quarantine, pool, owner):
+    older, id = await stored(pool, f"also {KEY}"), new_id()
+
+    async def store(connection):
+        await add(connection, id, [KEY])
+
+    for is_new in (True, False):
+        assert await quarantine.store_isolated(HOME, KEY, secrets_in(KEY), store, id) is is_new
+        assert [await seen(pool, each) for each in (older, id)] == [None, None]
+        (isolated,) = await quarantine.listed(HOME)
+        assert isolated.is_active
+        (row,) = await rows(owner, "quarantine")
+        assert set(row["items"]) == {older, id}
+    assert await counters(owner, HOME) == (0, 0, 0)
+
+
+async def test_of_an_item_that_cannot_be_isolated_nothing_is_stored(quarantine, pool, owner):
+    """It was stored and sealed first, and isolated in a second transaction: where that failed, it was lost."""
+    id = new_id()
+
+    async def store(connection):
+        await add(connection, id, [KEY])
+        raise ConnectionResetError
+
+    with pytest.raises(StoreUnavailable):
+        await quarantine.store_isolated(HOME, KEY, secrets_in(KEY), store, id)
+    assert await rows(owner, "items") == await rows(owner, "quarantine") == []
 
 
 async def test_foreign_and_unknown_threads_are_not_there(quarantine):

@@ -14,9 +14,9 @@ from memory.humans import Humans
 from memory.identify import place
 from memory.items import Items
 from memory.models import ModelTable
+from memory.quarantine import Quarantine
 from memory.queue import Handler, Scheduled, run_queue
 from memory.settings import Hygiene, Settings
-from memory.store.items import seal_item
 from memory.store.signals import Signals, events_after, tell
 from memory.worker import embed_item, expire, hygiene, item_handlers
 from tests.clock import Hands
@@ -113,8 +113,7 @@ async def test_what_is_quarantined_or_corrected_meanwhile_leaves_no_vector_of_it
     first, second = (await add(items)).id, (await add(items, prose(random.Random(2), 3_000))).id
 
     async def seal():
-        async with pool.tenant(TENANT) as connection:
-            await seal_item(connection, TENANT, first, hands())
+        await Quarantine(pool, COUNTER, hands, Settings()).isolate(HOME, LONG, "note", "odd")
 
     async def correct():
         await items.change(TENANT, second, content="quite another text")

@@ -80,6 +80,14 @@ async def test_after_a_lost_connection_listeners_are_told_to_look_again(pool, ds
             assert await watch.wait(10)
 
 
+async def test_whether_a_signal_would_be_heard_is_known(dsn):
+    signals = Signals(dsn)
+    assert not signals.is_connected
+    async with hearing(dsn) as (signals, _):
+        assert signals.is_connected
+    assert not signals.is_connected
+
+
 async def test_events_can_be_read_again_by_their_tenant_alone(pool):
     first = await say(pool, "task", n=1)
     second = await say(pool, "job", now=NOON.replace(day=6))
