@@ -11,6 +11,7 @@ import asyncpg
 from memory.identify import item_hint
 from memory.prompts import note_mark
 from memory.seal import holds, needle, pieces
+from memory.store.turns import redacted
 
 PREFETCH = 200
 SAYING = (
@@ -100,9 +101,8 @@ async def behind(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[
 
 async def redact(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[bytes]) -> None:
     """Take out of the records of turns what may tell a text; the numbers stay."""
-    await connection.execute(
-        "update infold.attempts a set record = told.kept from ("
-        "  select id, infold.redacted(record) as kept from infold.attempts where tenant = $1 and node = any($2)) told"
-        " where a.tenant = $1 and a.id = told.id and told.kept is not null",
-        tenant, nodes,
-    )  # fmt: skip
+    told = connection.cursor(
+        "select id, record from infold.attempts where tenant = $1 and node = any($2)", tenant, nodes, prefetch=PREFETCH
+    )
+    kept = [(tenant, row["id"], less) async for row in told if (less := redacted(row["record"])) is not None]
+    await connection.executemany("update infold.attempts set record = $3 where tenant = $1 and id = $2", kept)

@@ -45,19 +45,6 @@ begin
     end if;
 end $$;
 
--- The record of a turn without what may tell messages, as errors of providers do; null where it has nothing of that.
-create function infold.redacted(p_record bytea) returns bytea language plpgsql immutable as $$
-declare told json := convert_from(p_record, 'utf8')::json;
-begin
-    if not exists (select from json_each(told)
-                   where key in ('forwarded', 'stretches', 'block', 'error') and value::text not in ('null', '[]')) then
-        return null;
-    end if;
-    return (select convert_to(json_object_agg(key, value)::text, 'utf8') from (
-        select key, value from json_each(told) where key not in ('forwarded', 'stretches', 'block', 'error', 'redacted')
-        union all select 'redacted', 'true'::json) as kept);
-end $$;
-
 -- As before, and new messages that hold what is in quarantine are sealed.
 create or replace function infold.save_nodes(
     p_tenant bytea, p_label text, p_nodes bytea[], p_parents bytea[], p_depths integer[], p_sent boolean[],
@@ -108,7 +95,7 @@ begin
 end $$;
 
 -- As before; `p_held` is what its plan knew of quarantine, null for a turn in whose making no message was told. What
--- was made of messages before something was isolated is not written after it.
+-- was made of messages before something was isolated is not written after it: the record is `p_redacted` then.
 drop function infold.record_turn(bytea, text, bytea[], bytea[], integer[], boolean[], text[], bytea[], bytea[],
                                  integer[], text, bytea, uuid, text, text, bytea[], bytea, bytea[], text[], integer[],
                                  bytea[], text[], boolean);
@@ -117,7 +104,7 @@ create function infold.record_turn(
     p_roles text[], p_digests bytea[], p_raws bytea[], p_tokens integer[], p_session text,
     p_turn bytea, p_attempt uuid, p_status text, p_model text, p_answers bytea[], p_record bytea,
     p_fold_nodes bytea[], p_fold_kinds text[], p_fold_depths integer[], p_folds bytea[],
-    p_jobs text[], p_relaxed boolean, p_held bigint default 0
+    p_jobs text[], p_relaxed boolean, p_held bigint default 0, p_redacted bytea default null
 ) returns text language plpgsql as $$
 declare line text; stale boolean; told bytea := p_record;
 begin
@@ -126,7 +113,7 @@ begin
                               p_tokens, p_session);
     if p_held is not null then
         stale := p_held <> coalesce((select t.held from infold.tenants t where t.tenant = p_tenant), 0);
-        if stale then told := coalesce(infold.redacted(p_record), p_record); end if;
+        if stale then told := coalesce(p_redacted, p_record); end if;
     end if;
     if cardinality(p_nodes) = 0 or p_depths[1] < 0 then  -- every message of the line is known
         select coalesce(max(n.session), p_session) into line from infold.nodes n

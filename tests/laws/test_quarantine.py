@@ -9,6 +9,7 @@ import asyncpg
 import httpx
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from memory.held import Known
 from memory.identify import key_tenant, line, place
@@ -280,6 +281,25 @@ async def test_names_of_calls_and_errors_of_providers_tell_nothing(proxy, provid
     turn = proxy.explain(headers["x-infold-turn"])
     assert turn["calls"] == []
     assert "xylophonist" not in str(turn) + str(proxy.export())
+
+
+async def test_an_error_with_a_nul_is_redacted_before_and_after(pool, tmp_path, owner):
+    """What a provider says may hold what PostgreSQL's JSON refuses."""
+    spool = Spool(tmp_path / "turns")
+    said = {"error": f"\0 {CANARY}", "finish_reasons": ["\0"], "status": 500}
+    for record in ({}, {"n": 1}):  # recorded before the text is isolated, and planned before and recorded after
+        manager, prepared = await planned(pool, spool, [user(f"My word: {CANARY}.")])
+        prepared = replace(prepared, held=0)
+        if record:
+            await Quarantine(pool, Counter(), Hands(), Settings()).isolate(HOME, CANARY, "message", "odd")
+        assert await manager.record(prepared, None, Ended("failed", (), {**said, **record})) is Kept.COMMITTED
+    spool.close()
+    records = [json.loads(row["record"]) for row in await owner.fetch("select record from infold.attempts")]
+    assert len(records) == 2
+    for record in records:
+        assert (record["redacted"], record["finish_reasons"], record["status"]) == (True, ["\0"], 500)
+        assert "error" not in record
+    assert await everywhere(owner) == set()
 
 
 async def test_no_page_tells_it(proxy, provider, owner, history):
