@@ -121,11 +121,13 @@ async def save_nodes(
     return found
 
 
-RECORD_TURN = f"select infold.record_turn({', '.join(f'${n}' for n in range(1, 26))})"
+RECORD_TURN = f"select infold.record_turn({', '.join(f'${n}' for n in range(1, 27))})"
 
 
 async def record_turns(connection: asyncpg.Connection, turns: Sequence[TurnRecord], relaxed: bool = False) -> list[str]:
     """Write turns, of any tenants, in one commit: all or none; again with the same ids it changes nothing.
+
+    Those of one tenant wait for an isolation of it that is under way; those of several fail at once.
 
     Args:
         relaxed: commit without waiting for the disk.
@@ -133,7 +135,8 @@ async def record_turns(connection: asyncpg.Connection, turns: Sequence[TurnRecor
     Returns:
         Their sessions.
     """
-    rows = await connection.fetchmany(RECORD_TURN, [turn_columns(turn, relaxed) for turn in turns])
+    waits = len({turn.tenant for turn in turns}) == 1
+    rows = await connection.fetchmany(RECORD_TURN, [(*turn_columns(turn, relaxed), waits) for turn in turns])
     return [row[0] for row in rows]
 
 

@@ -95,7 +95,8 @@ begin
 end $$;
 
 -- As before; `p_held` is what its plan knew of quarantine, null for a turn in whose making no message was told. What
--- was made of messages before something was isolated is not written after it: the record is `p_redacted` then.
+-- was made of messages before something was isolated is not written after it: the record is `p_redacted` then. `p_waits`: for an
+-- isolation that is under way; else it fails at once.
 drop function infold.record_turn(bytea, text, bytea[], bytea[], integer[], boolean[], text[], bytea[], bytea[],
                                  integer[], text, bytea, uuid, text, text, bytea[], bytea, bytea[], text[], integer[],
                                  bytea[], text[], boolean);
@@ -104,11 +105,15 @@ create function infold.record_turn(
     p_roles text[], p_digests bytea[], p_raws bytea[], p_tokens integer[], p_session text,
     p_turn bytea, p_attempt uuid, p_status text, p_model text, p_answers bytea[], p_record bytea,
     p_fold_nodes bytea[], p_fold_kinds text[], p_fold_depths integer[], p_folds bytea[],
-    p_jobs text[], p_relaxed boolean, p_held bigint default 0, p_redacted bytea default null
+    p_jobs text[], p_relaxed boolean, p_held bigint default 0, p_redacted bytea default null,
+    p_waits boolean default true
 ) returns text language plpgsql as $$
 declare line text; stale boolean; told bytea := p_record;
 begin
     if p_relaxed then perform set_config('synchronous_commit', 'off', true); end if;
+    if not p_waits and not pg_try_advisory_xact_lock_shared(infold.door(p_tenant)) then
+        raise exception 'an isolation is under way' using errcode = 'lock_not_available';
+    end if;
     line := infold.save_nodes(p_tenant, p_label, p_nodes, p_parents, p_depths, p_sent, p_roles, p_digests, p_raws,
                               p_tokens, p_session);
     if p_held is not null then
