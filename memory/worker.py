@@ -5,6 +5,7 @@ events: what becomes of them with time. What is done is told as an event.
 """
 
 import asyncio
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -12,7 +13,7 @@ from uuid import UUID
 import structlog
 
 from memory.embed import Embedder, chunks
-from memory.errors import ModelError
+from memory.errors import ModelError, StoreError
 from memory.find import kind_id, space_id
 from memory.humans import Humans
 from memory.items import Items
@@ -107,9 +108,7 @@ def item_handlers(pool: Pool, items: Items, embedder: Embedder | None, clock: Cl
             await job_done(pool, tenant, names[session], {"name": "tidy", **counted([report])}, clock())
 
     async def seal(payload: bytes | None) -> None:
-        tenant, node = parse_payload(payload)
-        async with pool.tenant(tenant, SEAL_SECONDS) as connection:
-            await seal_late(connection, tenant, node)
+        await seal_patiently(pool, *parse_payload(payload))
 
     if embedder is None:
         return [Handler("tidy", tidy), Handler("seal", seal)]
@@ -141,6 +140,19 @@ async def embed_patiently(pool: Pool, embedder: Embedder, tenant: bytes, item: U
             log.info("embedded", passages=count)
             return count
     return None
+
+
+async def seal_patiently(pool: Pool, tenant: bytes, node: bytes) -> None:
+    """Seal a message that was not looked at when it came. None may escape, so it is tried until it is done."""
+    for tried in itertools.count():
+        try:
+            async with pool.tenant(tenant, SEAL_SECONDS) as connection:
+                await seal_late(connection, tenant, node)
+        except StoreError as error:
+            log.warning("a message is not looked at yet", tried=tried + 1, reason=str(error))
+            await asyncio.sleep(TRY_AGAIN_SECONDS * 2 ** min(tried, 6))
+        else:
+            return
 
 
 async def hygiene(pool: Pool, items: Items, embedder: Embedder | None, clock: Clock) -> None:
