@@ -18,7 +18,7 @@ from memory.errors import InvalidRequest, SpoolError, StoreError, StoreRefused
 from memory.identify import Line, child, session_id, text_id
 from memory.messages import ChatRequest, Message
 from memory.spool import Spool
-from memory.store.pool import Pool
+from memory.store.pool import WAIT_SECONDS, Pool
 from memory.store.turns import (
     FoldRow,
     NodeRow,
@@ -37,6 +37,7 @@ log = structlog.get_logger()
 STORED_NODES = 200_000  # that this process knows to be stored
 FEW_MESSAGES = 8  # so many are written again rather than asked about
 SMALL = 32 * 1024
+REPLAY_SECONDS = 10.0  # for a turn that waited on disk: nobody waits for it, and all behind it do
 OPENING_SECONDS = 0.05  # an answer that is there before needs no opening of its own
 OUTSIDE = -1  # the depth of a system message, which stands on no line
 
@@ -98,6 +99,7 @@ class Recorder:
         self._pool = pool
         self._writer = TurnWriter(pool)
         self._openings = TurnWriter(pool, relaxed=True)
+        self._replaying = TurnWriter(pool, wait_seconds=REPLAY_SECONDS)
         self._spool = spool
         self._stored: Bounded[bytes, float] = Bounded(STORED_NODES)  # node -> when, in seconds of time.monotonic
         self._sessions: Bounded[bytes, str] = Bounded(STORED_NODES // 10)
@@ -194,7 +196,7 @@ class Recorder:
 
         async def write(record: bytes) -> None:  # perhaps another process's: it tells nothing of what this one has seen
             try:
-                await self._write(unpack_turn(record))
+                await self._write(unpack_turn(record), replays=True)
             except (StoreRefused, msgspec.DecodeError) as error:  # set aside, so that it does not block what follows
                 raise InvalidRequest(str(error)) from error
 
@@ -208,12 +210,13 @@ class Recorder:
             log.info("spool replayed", turns=written)
         return written
 
-    async def _write(self, turn: TurnRecord) -> str:
+    async def _write(self, turn: TurnRecord, replays: bool = False) -> str:
+        writer, wait_seconds = (self._replaying, REPLAY_SECONDS) if replays else (self._writer, WAIT_SECONDS)
         *first, last = batches(turn.nodes) or [()]
         for batch in first:
-            async with self._pool.connection() as connection:
+            async with self._pool.connection(wait_seconds) as connection:
                 await save_nodes(connection, turn.tenant, turn.label, batch, turn.session)
-        return await self._writer.write(msgspec.structs.replace(turn, nodes=tuple(last)) if first else turn)
+        return await writer.write(msgspec.structs.replace(turn, nodes=tuple(last)) if first else turn)
 
     async def _spool_turn(self, turn: TurnRecord) -> Kept:
         try:

@@ -5,6 +5,7 @@ events: what becomes of them with time. What is done is told as an event.
 """
 
 import asyncio
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -24,6 +25,7 @@ from memory.store import passages
 from memory.store.chunks import save_chunks, to_embed
 from memory.store.items import holds, load_items, session_of, want_vectors
 from memory.store.pool import Pool
+from memory.store.sealed import seal_late
 from memory.store.signals import delete_events, tell
 from memory.store.states import list_places, load_calendar, load_names, load_overdue, mark_tidied
 
@@ -31,6 +33,7 @@ log = structlog.get_logger()
 
 MOST_CHUNKS = 64  # of one message: the first 12,000 tokens; a log has no more meaning than that
 WAIT_SECONDS = 30.0
+SEAL_SECONDS = 600.0  # for a message that is looked at for all that is in quarantine
 EMBEDDED_AT_ONCE = 64  # passages of an item in a transaction: what a worker that is killed loses
 EVENTS_KEPT = timedelta(days=1)
 TRIES, TRY_AGAIN_SECONDS = 5, 1.0  # an embedder that does not answer; doubled each time
@@ -93,7 +96,7 @@ def parse_item(payload: bytes | None) -> tuple[bytes, UUID]:
 
 
 def item_handlers(pool: Pool, items: Items, embedder: Embedder | None, clock: Clock = utc_now) -> list[Handler]:
-    """The jobs that items make; without an embedder nothing is embedded here, and such jobs wait for who has one."""
+    """The jobs of items, and of messages to seal; without an embedder those that embed wait for who has one."""
 
     async def tidy(payload: bytes | None) -> None:
         tenant, session = parse_item(payload)
@@ -104,8 +107,11 @@ def item_handlers(pool: Pool, items: Items, embedder: Embedder | None, clock: Cl
             tell_of(report)
             await job_done(pool, tenant, names[session], {"name": "tidy", **counted([report])}, clock())
 
+    async def seal(payload: bytes | None) -> None:
+        await seal_patiently(pool, *parse_payload(payload))
+
     if embedder is None:
-        return [Handler("tidy", tidy)]
+        return [Handler("tidy", tidy), Handler("seal", seal)]
 
     async def embed(payload: bytes | None) -> None:
         tenant, item = parse_item(payload)
@@ -116,7 +122,7 @@ def item_handlers(pool: Pool, items: Items, embedder: Embedder | None, clock: Cl
             session = await session_of(connection, tenant, item)
         await job_done(pool, tenant, session, {"name": "embed_item", "item_id": item, "passages": passages}, clock())
 
-    return [Handler("embed_item", embed), Handler("tidy", tidy)]
+    return [Handler("embed_item", embed), Handler("tidy", tidy), Handler("seal", seal)]
 
 
 async def embed_patiently(pool: Pool, embedder: Embedder, tenant: bytes, item: UUID) -> int | None:
@@ -134,6 +140,19 @@ async def embed_patiently(pool: Pool, embedder: Embedder, tenant: bytes, item: U
             log.info("embedded", passages=count)
             return count
     return None
+
+
+async def seal_patiently(pool: Pool, tenant: bytes, node: bytes) -> None:
+    """Seal a message that was not looked at when it came. None may escape, so it is tried until it is done."""
+    for tried in itertools.count():
+        try:
+            async with pool.tenant(tenant, SEAL_SECONDS) as connection:
+                await seal_late(connection, tenant, node)
+        except StoreError as error:
+            log.warning("a message is not looked at yet", tried=tried + 1, reason=str(error))
+            await asyncio.sleep(TRY_AGAIN_SECONDS * 2 ** min(tried, 6))
+        else:
+            return
 
 
 async def hygiene(pool: Pool, items: Items, embedder: Embedder | None, clock: Clock) -> None:

@@ -11,8 +11,11 @@ import asyncpg
 from memory.identify import item_hint
 from memory.prompts import note_mark
 from memory.seal import holds, needle, pieces
+from memory.store.quarantine import count_isolation, save_seals, shut_the_door
+from memory.store.turns import redacted
 
 PREFETCH = 200
+NO_BOUND = 2**62  # bytes to search
 SAYING = (
     "select node, digest, raw, digest = any($3) as named from infold.nodes"
     " where tenant = $1 and ($2 = ''::bytea or position($2 in raw) > 0 or digest = any($3))"
@@ -36,6 +39,26 @@ async def withdraw(connection: asyncpg.Connection, tenant: bytes, found: Said, t
     after = await behind(connection, tenant, [*found, *telling])
     await connection.execute("delete from infold.folds where tenant = $1 and node = any($2)", tenant, after)
     await redact(connection, tenant, after)
+
+
+async def seal_late(connection: asyncpg.Connection, tenant: bytes, node: bytes) -> bool:
+    """Seal a message that came when there was too much in quarantine to look for in its commit; whether it was.
+
+    What was made of it meanwhile goes, and what is being made is not written.
+    """
+    row = await connection.fetchrow(
+        "select n.digest, h.threads from infold.nodes n cross join infold.held_in($1, n.raw, $3) h"
+        " where n.tenant = $1 and n.node = $2",
+        tenant, node, NO_BOUND,
+    )  # fmt: skip
+    if row is None or not row["threads"]:
+        return False
+    await shut_the_door(connection, tenant)
+    for thread in row["threads"]:
+        await save_seals(connection, tenant, thread, [row["digest"]])
+    await count_isolation(connection, tenant)
+    await withdraw(connection, tenant, {node: row["digest"]}, ())
+    return True
 
 
 async def saying(
@@ -100,9 +123,8 @@ async def behind(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[
 
 async def redact(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[bytes]) -> None:
     """Take out of the records of turns what may tell a text; the numbers stay."""
-    await connection.execute(
-        "update infold.attempts a set record = told.kept from ("
-        "  select id, infold.redacted(record) as kept from infold.attempts where tenant = $1 and node = any($2)) told"
-        " where a.tenant = $1 and a.id = told.id and told.kept is not null",
-        tenant, nodes,
-    )  # fmt: skip
+    told = connection.cursor(
+        "select id, record from infold.attempts where tenant = $1 and node = any($2)", tenant, nodes, prefetch=PREFETCH
+    )
+    kept = [(tenant, row["id"], less) async for row in told if (less := redacted(row["record"])) is not None]
+    await connection.executemany("update infold.attempts set record = $3 where tenant = $1 and id = $2", kept)

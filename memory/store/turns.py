@@ -10,6 +10,8 @@ from memory.identify import new_id
 from memory.types import Block, Frozen
 
 BATCH_BYTES = 256 * 1024
+TELLING = ("forwarded", "stretches", "block", "error")  # of a record: what may tell messages
+EMPTY = msgspec.Raw(b"null")
 MOST_MESSAGES = 10_000  # of a path that are read; a cut history cannot make us read for ever
 
 
@@ -119,11 +121,13 @@ async def save_nodes(
     return found
 
 
-RECORD_TURN = f"select infold.record_turn({', '.join(f'${n}' for n in range(1, 25))})"
+RECORD_TURN = f"select infold.record_turn({', '.join(f'${n}' for n in range(1, 27))})"
 
 
 async def record_turns(connection: asyncpg.Connection, turns: Sequence[TurnRecord], relaxed: bool = False) -> list[str]:
     """Write turns, of any tenants, in one commit: all or none; again with the same ids it changes nothing.
+
+    Those of one tenant wait for an isolation of it that is under way; those of several fail at once.
 
     Args:
         relaxed: commit without waiting for the disk.
@@ -131,7 +135,8 @@ async def record_turns(connection: asyncpg.Connection, turns: Sequence[TurnRecor
     Returns:
         Their sessions.
     """
-    rows = await connection.fetchmany(RECORD_TURN, [turn_columns(turn, relaxed) for turn in turns])
+    waits = len({turn.tenant for turn in turns}) == 1
+    rows = await connection.fetchmany(RECORD_TURN, [(*turn_columns(turn, relaxed), waits) for turn in turns])
     return [row[0] for row in rows]
 
 
@@ -141,7 +146,23 @@ def turn_columns(turn: TurnRecord, relaxed: bool) -> tuple[object, ...]:
         turn.turn, UUID(bytes=turn.attempt), turn.status, storable(turn.model), turn.answers, turn.record,
         [f.node for f in turn.folds], [f.kind for f in turn.folds], [f.depth for f in turn.folds],
         [f.data for f in turn.folds], turn.jobs, relaxed, turn.held,
+        None if turn.held is None else redacted(turn.record),
     )  # fmt: skip
+
+
+def redacted(record: bytes) -> bytes | None:
+    """A turn's record without what may tell messages, as errors of providers do; None where it has nothing of that.
+
+    The rest stays byte for byte, also what PostgreSQL's own JSON would refuse.
+    """
+    try:
+        fields = msgspec.json.decode(record, type=dict[str, msgspec.Raw])
+    except msgspec.DecodeError:  # nobody knows what it tells
+        return b'{"redacted":true}'
+    if all(bytes(fields.get(name, EMPTY)) in (b"null", b"[]") for name in TELLING):
+        return None
+    kept = {name: value for name, value in fields.items() if name not in TELLING}
+    return msgspec.json.encode({**kept, "redacted": True})
 
 
 def node_columns(rows: Sequence[NodeRow]) -> tuple[list[object], ...]:

@@ -7,11 +7,13 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+import asyncpg
+
 from memory.errors import StoreBusy, StoreError, StoreUnavailable
 from memory.store.pool import WAIT_SECONDS, Pool
 from memory.store.turns import BATCH_BYTES, TurnRecord, record_turns
 
-MOST_TURNS = 32  # in one commit; they fail together, and then each is tried alone
+MOST_TURNS = 32  # in one commit; they fail together, and then those of each tenant are tried, then each alone
 
 Waiting = tuple[TurnRecord, asyncio.Future[str]]
 
@@ -19,10 +21,11 @@ Waiting = tuple[TurnRecord, asyncio.Future[str]]
 class TurnWriter:
     """Belongs to one event loop."""
 
-    def __init__(self, pool: Pool, relaxed: bool = False) -> None:
+    def __init__(self, pool: Pool, relaxed: bool = False, wait_seconds: float = WAIT_SECONDS) -> None:
         """With `relaxed` commits do not wait for the disk: right for openings, which the end's commit flushes."""
         self._pool = pool
         self._relaxed = relaxed
+        self._wait_seconds = wait_seconds
         self._waiting: deque[Waiting] = deque()
         self._committing: asyncio.Task[None] | None = None
 
@@ -39,7 +42,7 @@ class TurnWriter:
         if self._committing is None:
             self._committing = asyncio.create_task(self._commit_all())
         try:
-            async with asyncio.timeout(WAIT_SECONDS):
+            async with asyncio.timeout(self._wait_seconds):
                 return await ended
         except TimeoutError as error:  # it may be written yet; written again, it changes nothing
             raise StoreUnavailable("the turn was not committed in time") from error
@@ -70,12 +73,12 @@ class TurnWriter:
 
     async def _commit(self, waiting: Sequence[Waiting]) -> None:
         try:
-            async with self._pool.connection() as connection:
+            async with self._pool.connection(self._wait_seconds) as connection:
                 sessions = await record_turns(connection, [turn for turn, _ in waiting], self._relaxed)
         except StoreError as error:
-            if len(waiting) > 1 and (isinstance(error, StoreBusy) or not isinstance(error, StoreUnavailable)):
-                for one in waiting:  # one of them is at fault
-                    await self._commit([one])
+            parts = apart(waiting, error)
+            if len(parts) > 1:
+                await asyncio.gather(*map(self._commit, parts))
                 return
             for _, ended in waiting:
                 if not ended.done():
@@ -84,6 +87,22 @@ class TurnWriter:
         for (_, ended), session in zip(waiting, sessions, strict=True):
             if not ended.done():
                 ended.set_result(session)
+
+
+def apart(waiting: Sequence[Waiting], error: StoreError) -> list[Sequence[Waiting]]:
+    """Turns that failed together, as they are tried again; one part: they are not.
+
+    By tenant first, for an isolation in one is nothing to another; then each alone, for one of them is at fault.
+    """
+    locked = isinstance(error.__cause__, asyncpg.LockNotAvailableError)
+    if isinstance(error, StoreUnavailable) and not isinstance(error, StoreBusy):
+        return [waiting]
+    of_tenants: dict[bytes, list[Waiting]] = {}
+    for one in waiting:
+        of_tenants.setdefault(one[0].tenant, []).append(one)
+    if len(of_tenants) > 1:
+        return [*of_tenants.values()]
+    return [waiting] if locked else [[one] for one in waiting]
 
 
 def size_of(turn: TurnRecord) -> int:

@@ -6,56 +6,75 @@ alter table infold.tenants add column held bigint not null default 0;  -- how of
 alter table infold.quarantine add column plain bytea[] not null default '{}',
                               add column escaped bytea[] not null default '{}';
 
+create index quarantine_isolated on infold.quarantine (tenant) where state = 'isolated';
+
 -- Writers of text share this lock, an isolation has it alone: either it finds what they wrote, or they see it.
 create function infold.door(p_tenant bytea) returns bigint language sql immutable
 return hashtextextended(encode(p_tenant, 'hex'), 3);
 
--- Messages that come after a text was isolated and hold it are sealed as they come. A thread without seals is about to
--- be released.
-create function infold.seal_arrivals(p_tenant bytea, p_digests bytea[], p_raws bytea[]) returns void
+-- Threads whose text a message holds. `room`: bytes to search; below 0 afterwards: it was too little, and nothing is
+-- known. The longest piece comes first: it is hardly ever there. A thread without seals is about to be released.
+create function infold.held_in(p_tenant bytea, p_raw bytea, inout room bigint, out threads text[])
 language plpgsql as $$
 begin
-    insert into infold.seals (tenant, digest, thread)
-        select distinct p_tenant, new.digest, q.thread
-        from infold.quarantine q cross join unnest(p_digests, p_raws) as new (digest, raw)
-        where q.tenant = p_tenant and q.state = 'isolated'
+    if room < 0 then return; end if;
+    select room - count(*) * (length(p_raw) + 2000) into room  -- what a thread costs beside its search
+        from infold.quarantine q where q.tenant = p_tenant and q.state = 'isolated';
+    if room < 0 then return; end if;
+    threads := array(
+        select q.thread from infold.quarantine q where q.tenant = p_tenant and q.state = 'isolated'
+        and (position(q.plain[1] in p_raw) > 0 or position(q.escaped[1] in p_raw) > 0));
+    if threads = '{}' then return; end if;
+    select room - sum(cardinality(q.plain) + cardinality(q.escaped)) * length(p_raw) into room
+        from infold.quarantine q where q.tenant = p_tenant and q.thread = any(threads);
+    if room < 0 then return; end if;
+    threads := array(
+        select q.thread from infold.quarantine q where q.tenant = p_tenant and q.thread = any(threads)
         and exists (select from infold.seals s where s.tenant = p_tenant and s.thread = q.thread)
         and (q.plain <> '{}' and not exists (
-                 select from unnest(q.plain) as piece where position(piece in new.raw) = 0)
+                 select from unnest(q.plain) as piece where position(piece in p_raw) = 0)
              or q.escaped <> '{}' and not exists (
-                 select from unnest(q.escaped) as piece where position(piece in new.raw) = 0))
-        on conflict do nothing;
+                 select from unnest(q.escaped) as piece where position(piece in p_raw) = 0)));
+end $$;
+
+-- Messages that come after a text was isolated and hold it are sealed as they come. A commit has room to search 32 MB,
+-- some 60 ms; what it has no room for is left to a job.
+create function infold.seal_arrivals(p_tenant bytea, p_nodes bytea[], p_digests bytea[], p_raws bytea[]) returns void
+language plpgsql as $$
+declare room bigint := coalesce(nullif(current_setting('infold.room', true), '')::bigint, 32000000); found text[];
+begin
+    for n in 1 .. cardinality(p_nodes) loop
+        select h.room, h.threads into room, found from infold.held_in(p_tenant, p_raws[n], room) h;
+        if room < 0 then
+            insert into infold.pgqueuer (priority, entrypoint, payload, status, dedupe_key)
+                select 0, 'seal', convert_to(payload, 'utf8'), 'queued', 'seal ' || payload from (
+                    select encode(p_tenant, 'hex') || ' ' || encode(node, 'hex') as payload
+                    from unnest(p_nodes[n:]) as node) late
+                on conflict do nothing;
+            exit;
+        end if;
+        insert into infold.seals (tenant, digest, thread) select p_tenant, p_digests[n], unnest(found)
+            on conflict do nothing;
+    end loop;
+    perform set_config('infold.room', room::text, true);
 end $$;
 
 -- Refuses an item's content, or its metadata, that holds a text in quarantine; a short one where it is that text.
 create function infold.refuse_held(p_tenant bytea, p_content text, p_metadata text) returns void
 language plpgsql as $$
-declare blanks text := E' \t\n\r\f\v';
+declare blanks text := E' \t\n\r\f\v'; whole text := btrim(p_content, blanks);  -- once, and not for each text
 begin
     perform pg_advisory_xact_lock_shared(infold.door(p_tenant));
     if exists (select from infold.tenants t where t.tenant = p_tenant and t.held > 0) and exists (
         select from infold.quarantine q cross join lateral (select btrim(q.content, blanks) as words) t
         where q.tenant = p_tenant and q.state = 'isolated'
         and exists (select from infold.seals s where s.tenant = p_tenant and s.thread = q.thread)
-        and (btrim(p_content, blanks) = words or length(words) >= 8 and (
-            position(words in p_content) > 0
-            or position(substr(to_json(words)::text, 2, length(to_json(words)::text) - 2) in p_metadata) > 0))
+        and (whole = words or length(words) >= 8 and (
+            position(words in p_content) > 0 or p_metadata is not null
+            and position(substr(to_json(words)::text, 2, length(to_json(words)::text) - 2) in p_metadata) > 0))
     ) then
         raise exception 'held in quarantine' using errcode = 'IF409';
     end if;
-end $$;
-
--- The record of a turn without what may tell messages, as errors of providers do; null where it has nothing of that.
-create function infold.redacted(p_record bytea) returns bytea language plpgsql immutable as $$
-declare told json := convert_from(p_record, 'utf8')::json;
-begin
-    if not exists (select from json_each(told)
-                   where key in ('forwarded', 'stretches', 'block', 'error') and value::text not in ('null', '[]')) then
-        return null;
-    end if;
-    return (select convert_to(json_object_agg(key, value)::text, 'utf8') from (
-        select key, value from json_each(told) where key not in ('forwarded', 'stretches', 'block', 'error', 'redacted')
-        union all select 'redacted', 'true'::json) as kept);
 end $$;
 
 -- As before, and new messages that hold what is in quarantine are sealed.
@@ -102,13 +121,14 @@ begin
         update infold.nodes set sent = true where tenant = p_tenant and node = p_parents[1] and not sent;
     end if;
     if exists (select from infold.tenants t where t.tenant = p_tenant and t.held > 0) then
-        perform infold.seal_arrivals(p_tenant, p_digests, p_raws);
+        perform infold.seal_arrivals(p_tenant, p_nodes, p_digests, p_raws);
     end if;
     return line;
 end $$;
 
 -- As before; `p_held` is what its plan knew of quarantine, null for a turn in whose making no message was told. What
--- was made of messages before something was isolated is not written after it.
+-- was made of messages before something was isolated is not written after it: the record is `p_redacted` then. `p_waits`: for an
+-- isolation that is under way; else it fails at once.
 drop function infold.record_turn(bytea, text, bytea[], bytea[], integer[], boolean[], text[], bytea[], bytea[],
                                  integer[], text, bytea, uuid, text, text, bytea[], bytea, bytea[], text[], integer[],
                                  bytea[], text[], boolean);
@@ -117,16 +137,20 @@ create function infold.record_turn(
     p_roles text[], p_digests bytea[], p_raws bytea[], p_tokens integer[], p_session text,
     p_turn bytea, p_attempt uuid, p_status text, p_model text, p_answers bytea[], p_record bytea,
     p_fold_nodes bytea[], p_fold_kinds text[], p_fold_depths integer[], p_folds bytea[],
-    p_jobs text[], p_relaxed boolean, p_held bigint default 0
+    p_jobs text[], p_relaxed boolean, p_held bigint default 0, p_redacted bytea default null,
+    p_waits boolean default true
 ) returns text language plpgsql as $$
 declare line text; stale boolean; told bytea := p_record;
 begin
     if p_relaxed then perform set_config('synchronous_commit', 'off', true); end if;
+    if not p_waits and not pg_try_advisory_xact_lock_shared(infold.door(p_tenant)) then
+        raise exception 'an isolation is under way' using errcode = 'lock_not_available';
+    end if;
     line := infold.save_nodes(p_tenant, p_label, p_nodes, p_parents, p_depths, p_sent, p_roles, p_digests, p_raws,
                               p_tokens, p_session);
     if p_held is not null then
         stale := p_held <> coalesce((select t.held from infold.tenants t where t.tenant = p_tenant), 0);
-        if stale then told := coalesce(infold.redacted(p_record), p_record); end if;
+        if stale then told := coalesce(p_redacted, p_record); end if;
     end if;
     if cardinality(p_nodes) = 0 or p_depths[1] < 0 then  -- every message of the line is known
         select coalesce(max(n.session), p_session) into line from infold.nodes n

@@ -9,6 +9,7 @@ import asyncpg
 import httpx
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from memory.held import Known
 from memory.identify import key_tenant, line, place
@@ -26,6 +27,7 @@ from memory.store.pool import Pool
 from memory.store.secrets import load_pepper
 from memory.store.turns import NodeRow, save_nodes
 from memory.tokens import Counter
+from memory.worker import item_handlers
 from proxy.wire import openai
 from proxy.wire.openai import Parser
 from tests.clock import Hands
@@ -301,6 +303,55 @@ async def test_names_of_calls_and_errors_of_providers_tell_nothing(proxy, provid
     turn = proxy.explain(headers["x-infold-turn"])
     assert turn["calls"] == []
     assert "xylophonist" not in str(turn) + str(proxy.export())
+
+
+async def test_a_commit_searches_no_more_than_it_has_room_for_and_a_job_the_rest(pool, owner, tmp_path, history):
+    """Whoever has much in quarantine and says much keeps nobody waiting; what holds it is sealed a moment later."""
+    quarantine = Quarantine(pool, Counter(), Hands(), Settings())
+    await quarantine.isolate(HOME, CANARY, "message", "odd")
+    await owner.execute(
+        "insert into infold.quarantine (tenant, id, thread, session, state, context_type, reason, content, tokens,"
+        " created_at, updated_at, plain) select tenant, gen_random_uuid(), 'thread ' || n, session, state, 'note', '',"
+        " 'text ' || n, 1, now(), now(), array[convert_to('a text of the number ' || n, 'utf8')]"
+        " from infold.quarantine, generate_series(1, 20000) n"
+    )
+    spool = Spool(tmp_path / "turns")
+    manager, prepared = await planned(pool, spool, history)
+    assert prepared.folds
+    assert await manager.record(prepared, None, Ended("answered", (), {})) is Kept.COMMITTED
+    jobs = await owner.fetch("select payload from infold.pgqueuer where entrypoint = 'seal'")
+    assert len(jobs) > len(history) // 2
+    assert await owner.fetchval("select count(*) from infold.seals where thread like 'thread!_%' escape '!'") == 1
+
+    (seal,) = (handler.run for handler in item_handlers(pool, None, None) if handler.name == "seal")
+    for job in [*jobs, jobs[0]]:  # twice with the same result
+        await seal(job["payload"])
+    assert await everywhere(owner) == set()
+    async with pool.reader(TENANT) as connection:
+        assert "xylophonist" not in str([each async for each in export_lines(connection, TENANT)])
+    for again in (prepared, (await planned(pool, spool, history))[1]):
+        await manager.record(replace(again, attempt=bytes(16)), None, Ended("answered", (), {}))
+        assert await everywhere(owner) == set()
+    spool.close()
+
+
+async def test_an_error_with_a_nul_is_redacted_before_and_after(pool, tmp_path, owner):
+    """What a provider says may hold what PostgreSQL's JSON refuses."""
+    spool = Spool(tmp_path / "turns")
+    said = {"error": f"\0 {CANARY}", "finish_reasons": ["\0"], "status": 500}
+    for record in ({}, {"n": 1}):  # recorded before the text is isolated, and planned before and recorded after
+        manager, prepared = await planned(pool, spool, [user(f"My word: {CANARY}.")])
+        prepared = replace(prepared, held=0)
+        if record:
+            await Quarantine(pool, Counter(), Hands(), Settings()).isolate(HOME, CANARY, "message", "odd")
+        assert await manager.record(prepared, None, Ended("failed", (), {**said, **record})) is Kept.COMMITTED
+    spool.close()
+    records = [json.loads(row["record"]) for row in await owner.fetch("select record from infold.attempts")]
+    assert len(records) == 2
+    for record in records:
+        assert (record["redacted"], record["finish_reasons"], record["status"]) == (True, ["\0"], 500)
+        assert "error" not in record
+    assert await everywhere(owner) == set()
 
 
 async def test_no_page_tells_it(proxy, provider, owner, history):

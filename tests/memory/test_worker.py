@@ -7,6 +7,7 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
+from structlog.testing import capture_logs
 
 from memory import worker
 from memory.errors import ModelError
@@ -18,6 +19,7 @@ from memory.quarantine import Quarantine
 from memory.queue import Handler, Scheduled, run_queue
 from memory.settings import Hygiene, Settings
 from memory.store.signals import Signals, events_after, tell
+from memory.store.turns import NodeRow, save_nodes
 from memory.worker import embed_item, expire, hygiene, item_handlers
 from tests.clock import Hands
 from tests.conversations import COUNTER, TENANT, prose
@@ -175,7 +177,7 @@ async def events(pool, tenant=TENANT):
 
 async def test_a_job_that_is_done_is_told_with_ids_and_numbers_alone(items, pool, owner, hands):
     id = (await add(items)).id
-    embed, tidy = item_handlers(pool, items, WordVectors(), hands)
+    embed, tidy, _ = item_handlers(pool, items, WordVectors(), hands)
     await embed.run(f"{TENANT.hex()} {id}".encode())
     await tidy.run(f"{TENANT.hex()} {HOME.id}".encode())
     await hygiene(pool, items, None, hands)
@@ -197,7 +199,7 @@ async def test_a_job_whose_embedder_stays_silent_is_not_told_as_done(items, pool
             raise ModelError
 
     id = (await add(items)).id
-    embed, _ = item_handlers(pool, items, Silent(), hands)
+    embed, *_ = item_handlers(pool, items, Silent(), hands)
     await embed.run(f"{TENANT.hex()} {id}".encode())
     assert await events(pool) == ()
 
@@ -277,3 +279,21 @@ async def test_a_queue_outlives_the_loss_of_its_connections(items, pool, owner, 
         )
         await add(items)
         await until(all_done_with(owner), 75)  # PgQueuer looks by itself every 30 s, should it miss a call
+
+
+async def test_a_message_is_looked_at_again_until_the_database_lets_it(pool, owner, monkeypatch):
+    """A job that fails is gone, and the message would never be sealed."""
+    monkeypatch.setattr(worker, "TRY_AGAIN_SECONDS", 0.01)
+    thread = await Quarantine(pool, COUNTER, Hands(), Settings()).isolate(HOME, "a word of its own", "note", "odd")
+    said = b'{"role":"user","content":"it is a word of its own"}'
+    async with pool.connection() as connection:
+        await save_nodes(connection, TENANT, None, [NodeRow(b"n", None, 0, True, "user", b"digest", said, 1)], "s")
+    await owner.execute("delete from infold.seals where digest = 'digest'")
+    await owner.execute("alter table infold.nodes rename to gone")
+    sealing = asyncio.create_task(worker.seal_patiently(pool, TENANT, b"n"))
+    with capture_logs() as logs:
+        await until(lambda: asyncio.sleep(0, len(logs) > 1))
+    await owner.execute("alter table infold.gone rename to nodes")
+    await sealing
+    found = await owner.fetch("select thread from infold.seals where digest = 'digest'")
+    assert [row["thread"] for row in found] == [thread]

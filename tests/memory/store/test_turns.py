@@ -416,3 +416,19 @@ def test_a_cache_forgets_what_was_used_longest_ago():
 def test_messages_are_compared_by_content():
     assert message_of(b'{"role":"user","content":"a"}') == message_of(b'{"content":"a ","role":"user"}')
     assert isinstance(message_of(b'{"role":"user","content":"a"}'), Message)
+
+
+async def test_a_turn_that_waited_on_disk_may_take_longer_than_a_request(pool, owner, tmp_path):
+    """Else it and all behind it would wait for ever, and each try would shut the gate."""
+    spool, asked = Spool(tmp_path / "turns"), asked_for([user("a")])
+    assert await Recorder(Pool("postgresql://nobody@127.0.0.1:1/none"), spool).close(
+        asked, None, Ended("answered", (), {})
+    ) is Kept.SPOOLED  # fmt: skip
+    await owner.execute(
+        "create function slowly() returns trigger language plpgsql as"
+        " $$ begin perform pg_sleep(0.4); return new; end $$;"
+        "create trigger slowly before insert on infold.turns for each row execute function slowly()"
+    )
+    assert await Recorder(pool, spool).drain() == 1
+    assert pool.available
+    spool.close()

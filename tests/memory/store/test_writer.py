@@ -9,10 +9,11 @@ from msgspec.structs import replace
 from memory.errors import StoreBusy, StoreError, StoreRefused, StoreUnavailable
 from memory.identify import child
 from memory.store import writer
-from memory.store.pool import Pool
+from memory.store.pool import SETTINGS, Pool
 from memory.store.turns import NodeRow, TurnRecord, attempt_id, record_turns
 from memory.store.writer import MOST_TURNS, TurnWriter
 from proxy.wire.openai import message_of
+from tests.conftest import open_pool
 
 TENANTS = [bytes([number]) * 16 for number in range(1, 6)]
 
@@ -25,10 +26,9 @@ def turn(number: int, tenant: bytes = TENANTS[0], stored: bool = True) -> TurnRe
     return TurnRecord(tenant, f"s{number}", (row,) if stored else (), node, attempt_id(), "answered", "m", (), b"{}")
 
 
-@pytest.fixture(autouse=True)
-def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+def patient(pool: Pool) -> TurnWriter:
     """A busy machine may take longer than a request would wait."""
-    monkeypatch.setattr(writer, "WAIT_SECONDS", 10)
+    return TurnWriter(pool, wait_seconds=10)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def commits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 async def test_turns_that_end_together_share_commits_and_each_gets_its_session(pool, owner, commits):
     turns = [turn(n, TENANTS[n % 5]) for n in range(100)]
-    sessions = await asyncio.gather(*map(TurnWriter(pool).write, turns))
+    sessions = await asyncio.gather(*map(patient(pool).write, turns))
 
     assert sessions == [f"s{n}" for n in range(100)]
     assert sum(commits) == 100
@@ -59,25 +59,47 @@ async def test_turns_that_end_together_share_commits_and_each_gets_its_session(p
 
 async def test_one_refused_turn_leaves_the_others_recorded(pool, owner):
     turns = [turn(n, stored=n != 7) for n in range(20)]
-    ended = await asyncio.gather(*map(TurnWriter(pool).write, turns), return_exceptions=True)
+    ended = await asyncio.gather(*map(patient(pool).write, turns), return_exceptions=True)
 
     assert [n for n, end in enumerate(ended) if isinstance(end, StoreRefused)] == [7]
     assert [end for end in ended if isinstance(end, str)] == [f"s{n}" for n in range(20) if n != 7]
     assert await owner.fetchval("select count(*) from infold.turns") == 19
 
 
-async def test_a_turn_that_waits_for_a_lock_takes_no_other_along(pool, owner):
-    turns = [turn(n) for n in range(20)]
+async def test_a_turn_that_waits_for_a_lock_takes_none_of_another_tenant_along(pool, owner):
+    turns = [turn(n, TENANTS[n % 5]) for n in range(20)]
     async with pool.tenant(turns[7].tenant) as other:
         await record_turns(other, [turns[7]])  # not committed yet
         ended = await asyncio.gather(*map(TurnWriter(pool).write, turns), return_exceptions=True)
 
-    assert [n for n, end in enumerate(ended) if isinstance(end, StoreBusy)] == [7]
-    assert await owner.fetchval("select count(*) from infold.turns") == 20
+    assert {turns[n].tenant for n, end in enumerate(ended) if isinstance(end, StoreBusy)} == {turns[7].tenant}
+    assert [n for n, end in enumerate(ended) if isinstance(end, str)] == [n for n in range(20) if n % 5 != 2]
+
+
+async def test_while_a_tenant_s_door_is_shut_the_others_are_written(dsn, owner, commits, monkeypatch):
+    """An isolation keeps its own tenant waiting, and nobody else."""
+    monkeypatch.setitem(SETTINGS, "lock_timeout", "2s")  # however long a new connection takes here
+    await owner.execute("select pg_advisory_lock(infold.door($1))", TENANTS[0])
+    ended: list[bytes] = []
+
+    async def write(waiting: TurnWriter, one: TurnRecord) -> str:
+        try:
+            return await waiting.write(one)
+        finally:
+            ended.append(one.tenant)
+
+    turns = [turn(n, TENANTS[n % 2]) for n in range(6)]
+    async with open_pool(dsn) as pool:
+        waiting = patient(pool)
+        results = await asyncio.gather(*(write(waiting, one) for one in turns), return_exceptions=True)
+
+    assert [n for n, result in enumerate(results) if isinstance(result, StoreError)] == [0, 2, 4]
+    assert ended == [TENANTS[1]] * 3 + [TENANTS[0]] * 3
+    assert commits == [6, 3, 3]
 
 
 async def test_a_requester_who_leaves_takes_no_turn_along(pool, owner):
-    waiting = TurnWriter(pool)
+    waiting = patient(pool)
     writes = [asyncio.create_task(waiting.write(turn(n))) for n in range(10)]
     await asyncio.sleep(0)
     writes[4].cancel()
@@ -87,7 +109,7 @@ async def test_a_requester_who_leaves_takes_no_turn_along(pool, owner):
 
 
 async def test_a_database_that_is_away_fails_all_who_wait_and_a_later_turn_passes(pool, dsn, owner):
-    nobody = TurnWriter(Pool("postgresql://nobody@127.0.0.1:1/none"))
+    nobody = patient(Pool("postgresql://nobody@127.0.0.1:1/none"))
     ended = await asyncio.gather(*(nobody.write(turn(n)) for n in range(50)), return_exceptions=True)
 
     assert all(isinstance(end, StoreUnavailable) for end in ended)
@@ -97,7 +119,7 @@ async def test_a_database_that_is_away_fails_all_who_wait_and_a_later_turn_passe
 
 async def test_without_statistics_a_turn_reads_no_more_than_its_own_rows(pool, owner):
     """A fresh database is analysed a minute after it has grown; until then its plans must do."""
-    waiting = TurnWriter(pool)
+    waiting = patient(pool)
     for begin in range(0, 600, 30):
         await asyncio.gather(*(waiting.write(turn(n)) for n in range(begin, begin + 30)))
     async with pool.connection() as connection:
@@ -113,7 +135,7 @@ async def test_without_statistics_a_turn_reads_no_more_than_its_own_rows(pool, o
 
 
 async def test_whatever_breaks_a_commit_off_nobody_waits_for_ever(pool, monkeypatch, owner):
-    waiting = TurnWriter(pool)
+    waiting = patient(pool)
     monkeypatch.setattr(writer, "record_turns", None)
     async with asyncio.timeout(10):
         ended = await asyncio.gather(*(waiting.write(turn(n)) for n in range(50)), return_exceptions=True)
@@ -123,8 +145,7 @@ async def test_whatever_breaks_a_commit_off_nobody_waits_for_ever(pool, monkeypa
     assert await waiting.write(turn(99)) == "s99"
 
 
-async def test_a_turn_waits_for_its_commit_no_longer_than_a_request_may(pool, dsn, monkeypatch):
-    monkeypatch.setattr(writer, "WAIT_SECONDS", 0.25)
+async def test_a_turn_waits_for_its_commit_no_longer_than_a_request_may(pool, dsn):
     connection = await asyncpg.connect(dsn)
     async with connection.transaction():
         await connection.execute("lock infold.turns in access exclusive mode")
@@ -140,6 +161,6 @@ async def test_a_turn_waits_for_its_commit_no_longer_than_a_request_may(pool, ds
 async def test_a_commit_holds_no_more_than_a_batch(pool, commits, monkeypatch):
     monkeypatch.setattr(writer, "BATCH_BYTES", 5_000)
     large = replace(turn(3), record=b"x" * 20_000)
-    await asyncio.gather(*map(TurnWriter(pool).write, [turn(1), turn(2), large, turn(4)]))
+    await asyncio.gather(*map(patient(pool).write, [turn(1), turn(2), large, turn(4)]))
 
     assert commits[:3] == [2, 1, 1]
