@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from memory.errors import StoreBusy, StoreError, StoreRefused, StoreUnavailable
+from memory.errors import StoreError, StoreRefused, StoreUnavailable
 from memory.identify import child
 from memory.store import writer
 from memory.store.pool import SETTINGS, Pool
@@ -72,7 +72,7 @@ async def test_a_turn_that_waits_for_a_lock_takes_none_of_another_tenant_along(p
         await record_turns(other, [turns[7]])  # not committed yet
         ended = await asyncio.gather(*map(TurnWriter(pool).write, turns), return_exceptions=True)
 
-    assert {turns[n].tenant for n, end in enumerate(ended) if isinstance(end, StoreBusy)} == {turns[7].tenant}
+    assert {turns[n].tenant for n, end in enumerate(ended) if isinstance(end, StoreUnavailable)} == {turns[7].tenant}
     assert [n for n, end in enumerate(ended) if isinstance(end, str)] == [n for n in range(20) if n % 5 != 2]
 
 
