@@ -70,9 +70,9 @@ async def test_a_turn_that_waits_for_a_lock_takes_none_of_another_tenant_along(p
     turns = [turn(n, TENANTS[n % 5]) for n in range(20)]
     async with pool.tenant(turns[7].tenant) as other:
         await record_turns(other, [turns[7]])  # not committed yet
-        ended = await asyncio.gather(*map(TurnWriter(pool).write, turns), return_exceptions=True)
+        ended = await asyncio.gather(*map(patient(pool).write, turns), return_exceptions=True)
 
-    assert {turns[n].tenant for n, end in enumerate(ended) if isinstance(end, StoreUnavailable)} == {turns[7].tenant}
+    assert {turns[n].tenant for n, end in enumerate(ended) if isinstance(end, StoreBusy)} == {turns[7].tenant}
     assert [n for n, end in enumerate(ended) if isinstance(end, str)] == [n for n in range(20) if n % 5 != 2]
 
 
