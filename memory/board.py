@@ -31,7 +31,6 @@ from memory.tasks import DONE, blocking, cycle, fitting, lacking, refusal
 
 WAIT_SECONDS = 10.0
 MOST_DESCRIPTION_CHARS = 100_000
-NO_DEPENDENCY = "dependencies: there is no such task in this tenant"
 
 
 class Board:
@@ -93,7 +92,7 @@ class Board:
             NotFound: no such task, or no such dependency.
             Conflict: the task is blocked, or has ended.
         """
-        id = check.item_id(task_id)
+        id = check.item_id(task_id, "task_id")
         new = None if status is None else check.choice(status, "status", TaskStatus)
         percent = None if progress is None else check.number(progress, "progress", 0, 100)
         given, needs = check.metadata(metadata), wanted(dependencies)
@@ -129,7 +128,8 @@ class Board:
             NotFound: no such task, or no such agent.
             Conflict: nobody fits, the agent lacks what the task requires, or the task has ended.
         """
-        id, chosen = check.item_id(task_id), None if agent_id is None else check.item_id(agent_id)
+        id = check.item_id(task_id, "task_id")
+        chosen = None if agent_id is None else check.item_id(agent_id, "agent_id")
         async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
             await lock_board(connection, tenant)
             task = await found_task(connection, tenant, id)
@@ -180,7 +180,7 @@ class Board:
         if chosen is not None:
             agent = await load_agent(connection, tenant, chosen)
             if agent is None:
-                raise NotFound
+                raise NotFound.of("agent_id")
             if missing := lacking(task, agent):
                 raise Conflict(f"the agent lacks what the task requires: {', '.join(missing[:10])}")
             return agent
@@ -203,7 +203,7 @@ def moved(task: Task, status: TaskStatus | None, percent: float | None, now: dat
 async def found_task(connection: asyncpg.Connection, tenant: bytes, id: UUID) -> Task:
     task = await load_task(connection, tenant, id)
     if task is None:
-        raise NotFound
+        raise NotFound.of("task_id")
     return task
 
 
@@ -213,7 +213,7 @@ async def look_at(connection: asyncpg.Connection, tenant: bytes, id: UUID, needs
         raise InvalidRequest("dependencies must not name the task itself", "dependencies")
     there = await statuses(connection, tenant, needs)
     if len(there) < len(needs):
-        raise NotFound(NO_DEPENDENCY)
+        raise no_task(next(id for id in needs if id not in there))
     graph = {**await reached(connection, tenant, needs), id: set(needs)}
     if round := cycle(graph):
         told = " -> ".join(str(task) for task in round[:20])
@@ -222,10 +222,18 @@ async def look_at(connection: asyncpg.Connection, tenant: bytes, id: UUID, needs
 
 def wanted(dependencies: object) -> tuple[UUID, ...]:
     """The tasks that come first, each once; an id of another shape is that of no task."""
+    return tuple(dict.fromkeys(need(id) for id in check.texts(dependencies, "dependencies")))
+
+
+def need(id: str) -> UUID:
     try:
-        return tuple(dict.fromkeys(check.item_id(id) for id in check.texts(dependencies, "dependencies")))
-    except NotFound as error:
-        raise NotFound(NO_DEPENDENCY) from error
+        return check.item_id(id)
+    except NotFound:
+        raise no_task(id) from None
+
+
+def no_task(id: object) -> NotFound:
+    return NotFound(f"dependencies: there is no such task: {id}", "dependencies")
 
 
 def optional(value: object, field: str) -> str | None:

@@ -151,7 +151,7 @@ def check_scalar(value: object, field: str) -> None:
             raise InvalidRequest(f"{field} must hold JSON values, got {kind(value)}", field)
 
 
-def item_id(value: object) -> UUID:
+def item_id(value: object, field: str = "item_id") -> UUID:
     """The id of an item, a task, an agent or a human request.
 
     Raises:
@@ -164,14 +164,14 @@ def item_id(value: object) -> UUID:
     except ValueError:
         found = None
     if found is None or str(found) != str(value).lower():
-        raise NotFound
+        raise NotFound.of(field)
     return found
 
 
 def thread_id(value: object) -> str:
     """The id of a quarantined thread; NotFound for another shape."""
     if not isinstance(value, str) or not THREAD.fullmatch(value):
-        raise NotFound
+        raise NotFound.of("thread_id")
     return value
 
 

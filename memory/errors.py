@@ -26,6 +26,15 @@ class LLMMemoryError(Exception):
 class NotFound(LLMMemoryError):
     """There is no such thing in this tenant."""
 
+    def __init__(self, message: str = "There is no such thing in this tenant.", field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+    @classmethod
+    def of(cls, field: str) -> "NotFound":
+        """For an id that names nothing, be it foreign, unknown or malformed: all are told alike."""
+        return cls(f"{field} names nothing in this tenant", field)
+
 
 class InvalidRequest(LLMMemoryError, ValueError):
     """The request cannot be carried out as it stands."""

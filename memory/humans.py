@@ -58,12 +58,16 @@ class Humans:
             NotFound: no such question.
             Conflict: it has another answer, or has expired.
         """
-        id, said, now = check.item_id(hil_id), check.text(response, "response", MOST_TEXT_CHARS), self._clock()
+        id, said, now = (
+            check.item_id(hil_id, "hil_id"),
+            check.text(response, "response", MOST_TEXT_CHARS),
+            self._clock(),
+        )
         async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
             first = await save_answer(connection, tenant, id, said, now)
             asked = await load_request(connection, tenant, id, now)
             if asked is None:
-                raise NotFound
+                raise NotFound.of("hil_id")
             if asked.response != said:
                 raise Conflict(f"the request is {asked.status} already")
             if first:
@@ -88,13 +92,13 @@ class Humans:
         Raises:
             NotFound: no such question.
         """
-        id, seconds = check.item_id(hil_id), check.number(timeout_seconds, "timeout_seconds", 0, MOST_WAIT)
+        id, seconds = check.item_id(hil_id, "hil_id"), check.number(timeout_seconds, "timeout_seconds", 0, MOST_WAIT)
 
         async def read() -> HumanRequest:
             async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
                 asked = await load_request(connection, tenant, id, self._clock())
             if asked is None:
-                raise NotFound
+                raise NotFound.of("hil_id")
             return asked
 
         with self._signals.watch(tenant, TOLD) as watch:

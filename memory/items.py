@@ -232,7 +232,7 @@ class Items:
         async with self._pool.connection(READ_SECONDS) as connection:
             rows = await load_items(connection, tenant, [id])
         if id not in rows:
-            raise NotFound
+            raise NotFound.of("item_id")
         return (await self._told(tenant, [rows[id]]))[0]
 
     # Reading.
@@ -379,7 +379,7 @@ class Items:
         async with self._pool.connection(READ_SECONDS) as connection:
             old = (await load_items(connection, tenant, [id], content=False)).get(id)
         if old is None:
-            raise NotFound
+            raise NotFound.of("item_id")
         form = UNSET if rank is UNSET and pin is not True else ItemForm.FULL
         changes = ItemChanges(
             priority=rank, pinned=pin, metadata=told, archived=away, form=form, kind=kind_id(old.content_type)
@@ -414,7 +414,7 @@ class Items:
 
         async def write(connection: asyncpg.Connection) -> None:
             if await change_item(connection, tenant, old.id, changes, self._clock()) is None:
-                raise NotFound
+                raise NotFound.of("item_id")
 
         if isinstance(text, str) and hidden is not None:
             await hidden.store_isolated(place, text, found, write)
@@ -440,7 +440,7 @@ class Items:
         async with self._pool.tenant(tenant, ADD_SECONDS) as connection:
             gone = await delete_item(connection, tenant, id, self._clock())
         if not gone:
-            raise NotFound
+            raise NotFound.of("item_id")
         self._stored.clear()
         self._presence.changed(tenant)
 

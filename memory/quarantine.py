@@ -294,7 +294,7 @@ class Quarantine:
             await connection.execute("select set_config('lock_timeout', '5s', true)")
             row = await lock_thread(connection, tenant, thread)
             if row is None:
-                raise NotFound
+                raise NotFound.of("thread_id")
             if row["state"] != QuarantineState.ISOLATED:
                 raise Conflict(f"the context is {row['state']}")
             alone: list[tuple[UUID, str, str]] = []

@@ -38,11 +38,11 @@ class Sessions:
             NotFound: nothing was ever stored or said in a session of that name.
         """
         if not SESSION_NAME.fullmatch(name):
-            raise NotFound
+            raise NotFound.of("session")
         async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
             found = await list_sessions(connection, tenant, name, None, 1)
         if not found:
-            raise NotFound
+            raise NotFound.of("session")
         return found[0]
 
     async def delete(self, tenant: bytes, name: str) -> int:

@@ -132,7 +132,7 @@ def error_body(error: Exception, dialect: Dialect = "openai") -> tuple[int, byte
     message = str(error) if known else "Something went wrong inside the proxy; its log says what."
     match dialect:
         case "openai":
-            param = error.field if isinstance(error, InvalidRequest | Conflict) else None
+            param = error.field if isinstance(error, InvalidRequest | Conflict | NotFound) else None
             body: object = {"error": {"message": message, "type": kind, "param": param, "code": code}}
         case "anthropic":
             body = {"type": "error", "error": {"type": _anthropic_type(status), "message": message}}

@@ -5,6 +5,7 @@ A program that waits subscribes, reads, waits and reads again, so nothing falls 
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
@@ -23,6 +24,7 @@ log = structlog.get_logger()
 CHANNEL = "infold_memory"
 ALIVE_SECONDS = 10.0  # how often the connection is asked whether it still hears
 AGAIN_SECONDS = 0.5  # between two tries to connect
+TELL_SECONDS = 60.0  # between two lines about a database that stays away
 AGAIN = "again"  # the kind told after each connect: something may have been missed
 
 Call = Callable[
@@ -75,11 +77,14 @@ class Signals:
 
     async def run(self) -> None:
         """Listen until cancelled; a lost connection is made again."""
+        told = -TELL_SECONDS
         while True:
             try:
                 await self._hear()
             except (*AWAY, asyncpg.PostgresError) as error:
-                log.info("signals away", reason=f"{type(error).__name__}: {error}")
+                if time.monotonic() - told >= TELL_SECONDS:
+                    told = time.monotonic()
+                    log.info("signals away", reason=f"{type(error).__name__}: {error}")
             await asyncio.sleep(AGAIN_SECONDS)
 
     def listen(self, call: Call) -> Callable[[], None]:

@@ -92,7 +92,7 @@ async def show(at: At, item_id: Id) -> "OneItem":
 
     item = await at.memory.items.retrieve(at.tenant, item_id)
     if item is None:
-        raise NotFound
+        raise NotFound.of("item_id")
     return OneItem(item=item)
 
 

@@ -173,10 +173,13 @@ def refusals(command: Command, given: Mapping[str, Any]) -> Iterator[None]:
         fail(one_line(str(error), MOST_CHARS), ERROR)
 
 
+IDS = frozenset({"item_id", "task_id", "hil_id", "thread_id"})
+
+
 def missing(command: Command, given: Mapping[str, Any], error: NotFound) -> str:
     told = str(error)
-    if told != str(NotFound()):
-        return one_line(in_options(told, told.partition(":")[0]), MOST_CHARS)
+    if error.field not in IDS:
+        return one_line(in_options(told, error.field), MOST_CHARS)
     id = next((str(given[name]) for name in ("item_id", "task_id", "hil_id", "thread") if name in given), "")
     group = command.name.split(" ")[0]
     return f"there is no {one_line(id)!r} among the tenant's; `infold {group}` lists a session's"

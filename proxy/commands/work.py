@@ -239,7 +239,7 @@ async def read_held(at: At, thread: Thread) -> "QuarantineRead":
 
     context = await at.memory.quarantine.read(at.principal, thread)
     if context is None:
-        raise NotFound
+        raise NotFound.of("thread_id")
     return QuarantineRead(context=context)
 
 

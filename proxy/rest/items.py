@@ -37,7 +37,7 @@ async def retrieve(asking: Asking, body: ItemRetrieve) -> OneItem:
     whole = check.flag(body.decompress, "decompress")
     item = await asking.memory.items.retrieve(asking.tenant, body.item_id, whole)
     if item is None:
-        raise NotFound
+        raise NotFound.of("item_id")
     return OneItem(item=item)
 
 

@@ -79,7 +79,7 @@ async def run(asking: Asking) -> ToolRan:
     """The body is the arguments' object."""
     tool = RUNS.get(asking.named["name"])
     if tool is None:
-        raise NotFound
+        raise NotFound(f"there is no tool {asking.named['name']!r}; `GET tools` lists them", "name")
     return ToolRan(result=await tool(asking, await asking.body(dict)))
 
 

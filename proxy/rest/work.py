@@ -77,7 +77,7 @@ async def isolated(asking: Asking) -> QuarantineListed:
 async def read_isolated(asking: Asking) -> QuarantineRead:
     context = await asking.memory.quarantine.read(asking.principal, asking.named["thread_id"])
     if context is None:
-        raise NotFound
+        raise NotFound.of("thread_id")
     return QuarantineRead(context=context)
 
 

@@ -229,10 +229,11 @@ def test_an_id_is_a_uuid_in_either_case(value):
     [None, 7, "", "x", "../1", UUID(int=1).hex, "{" + str(UUID(int=1)) + "}", f"urn:uuid:{UUID(int=1)}", "\u0661" * 36],
 )
 def test_an_id_of_another_shape_names_nothing_in_the_words_of_an_unknown_one(value):
-    for called in (check.item_id, check.thread_id):
+    for called, field in ((check.item_id, "item_id"), (check.thread_id, "thread_id")):
         with pytest.raises(NotFound) as caught:
             called(value)
-        assert str(caught.value) == str(NotFound())
+        assert str(caught.value) == str(NotFound.of(field))
+        assert caught.value.field == field
 
 
 def test_a_thread_has_128_bits():

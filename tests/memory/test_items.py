@@ -102,7 +102,8 @@ async def test_foreign_unknown_and_malformed_ids_are_alike(items):
         for call in (items.delete(tenant, asked), items.change(tenant, asked, pinned=True)):
             with pytest.raises(NotFound) as caught:
                 await call
-            assert str(caught.value) == "There is no such thing in this tenant."
+            assert str(caught.value) == "item_id names nothing in this tenant"
+            assert caught.value.field == "item_id"
 
 
 @pytest.mark.parametrize(

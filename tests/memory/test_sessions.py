@@ -7,9 +7,9 @@ from memory.errors import NotFound, StoreError
 from memory.identify import place
 from memory.items import Items
 from memory.models import ModelTable
+from memory.quarantine import Quarantine
 from memory.sessions import Sessions
 from memory.settings import Settings
-from memory.store.items import seal_item
 from memory.store.signals import events_after
 from tests.clock import Hands
 from tests.conversations import COUNTER, TENANT
@@ -43,15 +43,14 @@ async def test_a_session_goes_whole_and_takes_nothing_else_along(items, pool, ow
     held, archived, *_ = await add(items, "one", "two", "three", "four", "five", "six")
     stay = await add(items, "elsewhere", at=AWAY) + await add(items, "of another", at=STRANGER)
     await items.change(TENANT, archived, archived=True)
-    async with pool.tenant(TENANT) as connection:
-        await seal_item(connection, TENANT, held, hands())
+    await Quarantine(pool, COUNTER, hands, Settings()).isolate(HOME, "one", "note", "odd")
 
     assert await Sessions(pool, hands).delete(TENANT, "home") == 5
     assert await left(owner) == {held, *stay}
     assert await owner.fetchval("select count(*) from infold.passages") == 2
     await agree(owner)
     async with pool.tenant(TENANT) as connection:
-        (event,) = await events_after(connection, TENANT, None)
+        *_, event = await events_after(connection, TENANT, None)
     assert (event.kind, event.session_id, event.data) == ("session_deleted", "home", {"items": 5})
     with pytest.raises(NotFound):
         await Sessions(pool, hands).delete(TENANT, "nowhere")

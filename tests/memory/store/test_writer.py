@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 from msgspec.structs import replace
 
-from memory.errors import StoreError, StoreRefused, StoreUnavailable
+from memory.errors import StoreBusy, StoreError, StoreRefused, StoreUnavailable
 from memory.identify import child
 from memory.store import writer
 from memory.store.pool import SETTINGS, Pool

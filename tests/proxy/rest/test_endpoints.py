@@ -144,13 +144,13 @@ WRONG = [
     ("hygiene", {"dry_run": "no"}, 422, "dry_run", "true or false"),
     ("tokens/track", {"input_tokens": -1, "output_tokens": 0}, 422, "input_tokens", "must be 0 to"),
     ("tasks/create", {"title": ""}, 422, "title", "must not be empty"),
-    ("tasks/create", {"title": "a", "dependencies": [NOBODY]}, 404, None, "no such task"),
+    ("tasks/create", {"title": "a", "dependencies": [NOBODY]}, 404, "dependencies", f"no such task: {NOBODY}"),
     ("tasks/update", {"task_id": NOBODY, "status": "done"}, 422, "status", "pending, in_progress, completed, cancelled"),
     ("tasks/update", {"task_id": NOBODY, "progress": 101}, 422, "progress", "0 to 100, got 101"),
     ("agents/create", {"agent_name": "a", "agent_type": "t", "capabilities": "x"}, 422, "capabilities", "list"),
     ("quarantine", {"content": "a", "context_type": "t", "reason": ""}, 422, "reason", "must not be empty"),
     ("hil/request", {"question": "a", "priority": 11}, 422, "priority", "0 to 10, got 11"),
-    ("hil/respond", {"hil_id": NOBODY, "response": "yes"}, 404, None, ""),
+    ("hil/respond", {"hil_id": NOBODY, "response": "yes"}, 404, "hil_id", "names nothing"),
 ]  # fmt: skip
 
 

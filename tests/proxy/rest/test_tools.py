@@ -1,7 +1,6 @@
 """Tools over much that is stored: what they read is bounded, and nobody waits for them."""
 
 import asyncio
-import time
 
 import httpx
 
@@ -25,16 +24,13 @@ async def fill(owner, caller):
 
 async def test_a_summary_of_much_is_bounded_and_holds_nobody_up(timed, owner):
     await fill(owner, timed)
-    began = time.perf_counter()
     asked = asyncio.create_task(asyncio.to_thread(timed.post, "tools/summarize_memory"))
-    longest = 0.0
+    answered = 0
     async with httpx.AsyncClient() as client:
         while not asked.done():
-            at = time.perf_counter()
-            await client.get(f"{timed.url}/healthz")
-            longest = max(longest, time.perf_counter() - at)
-    whole, result = time.perf_counter() - began, (await asked)["result"]
-    assert longest < whole / 3
+            answered += (await client.get(f"{timed.url}/healthz")).is_success
+    result = (await asked)["result"]
+    assert answered > 3, "the loop went on: a blocked one answers the first and the last"
     assert "Ship" in result["summary"]
     assert 300 < result["items"] < 400, "as many as a million characters hold"
     assert (await asyncio.to_thread(timed.post, "tools/summarize_memory", topics=["NO ship"]))["result"]["items"] == 0
