@@ -10,7 +10,7 @@ from memory.models import ModelTable
 from memory.nouns import Principal
 from memory.portable import lines_of
 from memory.settings import Settings
-from memory.store.usage import Spent
+from memory.store.usage import Spent, save_usage
 from memory.tokens import Counter
 from memory.whole import memory
 from tests.clock import NOON, Hands
@@ -75,9 +75,9 @@ async def full(whole, hands):
     await whole.humans.answer(TENANT, asked.id, "Yes", who(TENANT))
     await whole.humans.ask(HOME, "And now?")
     await whole.quarantine.isolate(HOME, CANARY, "note", "odd")
-    await whole.usage.record(
-        TENANT, Spent(attempt=new_id(), at=hands.now, session="home", model="gpt-4o", cost_usd=0.5)
-    )
+    call = Spent(attempt=new_id(), at=hands.now, session="home", model="gpt-4o", cost_usd=0.5)
+    async with whole.pool.tenant(TENANT, 10) as connection:
+        await save_usage(connection, TENANT, [call])
     assert second
     return whole
 
