@@ -185,7 +185,8 @@ class Finder:
         passages, reaches = [passage for _, passage in best], [REACH if n < NEAREST else 0 for n in range(len(best))]
         async with self._pool.tenant(scope.tenant, SEARCH_SECONDS) as connection:
             parts = await load_around(connection, scope.tenant, passages, reaches, whole_tokens)
-        return pack(parts, [best[part.place][0] for part in parts], room_tokens, count)
+        scores = [best[part.place][0] for part in parts]
+        return await asyncio.to_thread(pack, parts, scores, room_tokens, count)
 
     async def named(
         self, scope: Scope, tails: Sequence[bytes], room_tokens: int, count: CountTokens
@@ -251,24 +252,30 @@ def pack(parts: Sequence[Around], scores: Sequence[float], room_tokens: int, cou
 
 
 def merged(quotes: Sequence[Quote], count: CountTokens) -> tuple[Quote, ...]:
-    """Quotes of an item that overlap as one, with the score and at the place of the better one."""
-    kept: list[Quote] = []
-    for quote in quotes:
-        at = len(kept)
-        while (other := next((n for n, one in enumerate(kept) if overlap(one, quote)), None)) is not None:
-            at, quote = min(at, other), joined(kept.pop(other), quote, count)
-        kept.insert(at, quote)
-    return tuple(kept)
+    """Quotes of an item that overlap as one, with the best score among them; the best first."""
+    runs: list[list[Quote]] = []
+    for quote in sorted(quotes, key=lambda quote: (quote.item, quote.start)):
+        if runs and overlaps(runs[-1], quote):
+            runs[-1].append(quote)
+        else:
+            runs.append([quote])
+    return tuple(sorted((joined(run, count) for run in runs), key=lambda quote: -quote.score))
 
 
-def overlap(one: Quote, other: Quote) -> bool:
-    return one.item == other.item and one.start <= other.stop and other.start <= one.stop
+def overlaps(run: Sequence[Quote], quote: Quote) -> bool:
+    return run[0].item == quote.item and quote.start <= max(one.stop for one in run)
 
 
-def joined(better: Quote, other: Quote, count: CountTokens) -> Quote:
-    first, last = sorted((better, other), key=lambda quote: quote.start)
-    text = first.text + last.text[max(0, first.stop - last.start) :]
-    return replace(better, start=first.start, stop=max(first.stop, last.stop), text=text, tokens=count(text))
+def joined(run: Sequence[Quote], count: CountTokens) -> Quote:
+    """One quote of several, in the order of their starts."""
+    if len(run) == 1:
+        return run[0]
+    text, stop = "", run[0].start
+    for quote in run:
+        text += quote.text[max(0, stop - quote.start) :]
+        stop = max(stop, quote.stop)
+    best = max(run, key=lambda quote: quote.score)
+    return replace(best, start=run[0].start, stop=stop, text=text, tokens=count(text))
 
 
 def fill(parts: Sequence[Around], room_tokens: int, count: CountTokens) -> tuple[Quote, ...]:

@@ -270,47 +270,6 @@ begin
     end if;
 end $$;
 
--- One round trip for a new item. Again with the same id it changes nothing. Gives the session's counters after it.
-create function infold.add_item(
-    p_tenant bytea, p_session uuid, p_name text, p_model text, p_now timestamptz, p_id uuid, p_shared boolean,
-    p_form smallint, p_priority smallint, p_auto boolean, p_type text, p_digest bytea, p_content text, p_summary text,
-    p_tokens integer, p_summary_tokens integer, p_form_tokens integer, p_metadata text, p_kind integer,
-    p_starts integer[], p_stops integer[], p_lengths integer[], p_terms text[],   -- each `{1,2,3}`
-    p_job boolean, p_last_accessed timestamptz
-) returns table (tokens bigint, used bigint, untidied integer, added boolean) language plpgsql as $$
-#variable_conflict use_column
-declare
-    place uuid := case when p_shared then '00000000-0000-0000-0000-000000000000'::uuid else p_session end;
-    fresh boolean;
-begin
-    perform infold.enter(p_tenant, p_session, p_name, p_model, p_now);
-    insert into infold.items (tenant, id, session, shared, form, priority, auto_compress, content_type, digest, content,
-                              summary, tokens, summary_tokens, last_accessed, created_at, updated_at, metadata)
-        values (p_tenant, p_id, p_session, p_shared, p_form, p_priority, p_auto, p_type, p_digest, p_content, p_summary,
-                p_tokens, p_summary_tokens, p_last_accessed, p_now, p_now, p_metadata)
-        on conflict (tenant, id) do nothing;
-    fresh := found;
-    if fresh then
-        insert into infold.passages (tenant, item, ordinal, session, kind, start, stop, length, terms)
-            select p_tenant, p_id, n - 1, place, p_kind, p_starts[n], p_stops[n], p_lengths[n], p_terms[n]::integer[]
-            from generate_subscripts(p_starts, 1) as n;
-        update infold.tenants t set passages = t.passages + cardinality(p_starts) where t.tenant = p_tenant;
-        if p_job then
-            insert into infold.pgqueuer (priority, entrypoint, payload, status, dedupe_key)
-                values (0, 'embed_item', convert_to(encode(p_tenant, 'hex') || ' ' || p_id, 'utf8'), 'queued',
-                        'embed_item ' || encode(p_tenant, 'hex') || ' ' || p_id) on conflict do nothing;
-        end if;
-        return query update infold.states s
-            set tokens = s.tokens + p_tokens, used = s.used + p_form_tokens, untidied = s.untidied + 1,
-                compressions = s.compressions + (p_form > 0)::integer, updated_at = p_now
-            where s.tenant = p_tenant and s.id = p_session
-            returning s.tokens, s.used, s.untidied, true;
-    else
-        return query select s.tokens, s.used, s.untidied, false
-            from infold.states s where s.tenant = p_tenant and s.id = p_session;
-    end if;
-end $$;
-
 -- One item by its id, counted as read. A counter is not worth waiting for the disk.
 -- Any of the tenant's: an id is enough. A quarantined item is nobody's.
 create function infold.retrieve_item(p_tenant bytea, p_id uuid, p_full boolean, p_now timestamptz, p_count boolean)

@@ -184,8 +184,9 @@ begin
     return line;
 end $$;
 
--- As before, and what holds a text in quarantine is refused.
-create or replace function infold.add_item(
+-- One round trip for a new item. Again with the same id it changes nothing. Gives the session's counters after it.
+-- What holds a text in quarantine is refused.
+create function infold.add_item(
     p_tenant bytea, p_session uuid, p_name text, p_model text, p_now timestamptz, p_id uuid, p_shared boolean,
     p_form smallint, p_priority smallint, p_auto boolean, p_type text, p_digest bytea, p_content text, p_summary text,
     p_tokens integer, p_summary_tokens integer, p_form_tokens integer, p_metadata text, p_kind integer,

@@ -7,16 +7,15 @@ import pytest
 
 from memory.detect import Found
 from memory.errors import InvalidRequest, NotFound, StoreBusy, TooLarge
-from memory.forms import form_tokens
 from memory.identify import new_id, place
 from memory.items import Items
 from memory.models import ModelOverride, ModelTable
-from memory.nouns import ItemForm
 from memory.quarantine import Quarantine
 from memory.settings import Hygiene, Settings, Work
 from memory.worker import embed_item
 from tests.clock import NOON, Hands
 from tests.conversations import COUNTER, TENANT, prose
+from tests.memory.counted import agree
 from tests.memory.vectors import WordVectors
 
 HOME, AWAY = place(TENANT, "home"), place(TENANT, "away")
@@ -46,30 +45,6 @@ def items(make):
 
 async def add(items, content, at=HOME, **more):
     return await items.add(at, MODEL, content, more.pop("content_type", "note"), **more)
-
-
-async def counters(owner):
-    """Counters as they stand, and as the rows have it."""
-    said = await owner.fetchrow(
-        "select (select sum(tokens) from infold.states) as tokens, (select sum(used) from infold.states) as used,"
-        " (select sum(embedded) from infold.states) as embedded, (select sum(passages) from infold.tenants) as passages,"
-        " (select sum(embedded) from infold.tenants) as tenant_embedded"
-    )
-    rows = await owner.fetch("select tokens, summary_tokens, form from infold.items where status = 0")
-    vectors = await owner.fetchval("select count(*) from infold.vectors")
-    return tuple(said), (
-        sum(row["tokens"] for row in rows),
-        sum(form_tokens(row["tokens"], row["summary_tokens"], ItemForm(row["form"])) for row in rows),
-        vectors,
-        await owner.fetchval("select count(*) from infold.passages"),
-        vectors,
-    )
-
-
-async def agree(owner):
-    said, counted = await counters(owner)
-    assert said == counted
-    return said
 
 
 async def test_an_item_comes_back_as_it_was_given(items):

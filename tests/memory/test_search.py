@@ -31,6 +31,12 @@ def test_a_part_that_joins_two_others_makes_one_of_three():
     assert packed([part(0, 30), part(60, 90), part(25, 65)]) == [(0, 90)]
 
 
+def test_what_joins_two_has_the_score_of_the_best():
+    (first, second) = pack([part(0, 30), part(100, 110), part(60, 90), part(25, 65)], [0.9, 0.8, 0.7, 0.6], 1_000, len)
+    assert (first.start, first.stop, first.score) == (0, 90, 0.9)
+    assert (second.start, second.score) == (100, 0.8)
+
+
 def test_parts_of_other_items_stay_apart():
     assert packed([part(0, 30), part(20, 50, ITEMS[1])]) == [(0, 30), (20, 50)]
 
@@ -47,6 +53,7 @@ def test_quotes_are_the_text_itself_within_the_room_and_apart(parts: list[Around
     quotes = pack(parts, [1 - n / 100 for n in range(len(parts))], room, len)
 
     assert sum(quote.tokens for quote in quotes) <= room
+    assert [quote.score for quote in quotes] == sorted((quote.score for quote in quotes), reverse=True)
     assert all(quote.text == TEXT[quote.start : quote.stop] and quote.tokens == len(quote.text) for quote in quotes)
     by_place = sorted(quotes, key=lambda quote: quote.start)
     assert all(one.stop < other.start for one, other in pairwise(by_place))

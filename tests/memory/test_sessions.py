@@ -13,7 +13,7 @@ from memory.settings import Settings
 from memory.store.signals import events_after
 from tests.clock import Hands
 from tests.conversations import COUNTER, TENANT
-from tests.memory.test_items import agree
+from tests.memory.counted import agree
 from tests.memory.vectors import WordVectors
 
 HOME, AWAY = place(TENANT, "home"), place(TENANT, "away")

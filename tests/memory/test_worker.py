@@ -9,13 +9,13 @@ from uuid import UUID
 import pytest
 
 from memory import worker
-from memory.errors import ModelError
+from memory.errors import ModelError, StoreUnavailable
 from memory.humans import Humans
 from memory.identify import place
 from memory.items import Items
 from memory.models import ModelTable
 from memory.quarantine import Quarantine
-from memory.queue import Handler, Scheduled, run_queue
+from memory.queue import Handler, Scheduled, run_queue, take_jobs
 from memory.settings import Hygiene, Settings
 from memory.store import sealed
 from memory.store.signals import Signals, events_after, tell
@@ -279,6 +279,21 @@ async def test_a_queue_outlives_the_loss_of_its_connections(items, pool, owner, 
         )
         await add(items)
         await until(all_done_with(owner), 75)  # PgQueuer looks by itself every 30 s, should it miss a call
+
+
+async def test_a_queue_that_lost_a_connection_ends_at_once(dsn, owner):
+    """PgQueuer itself looks every 30 s, and may then wait for ever for a connection that nobody gives back."""
+
+    async def nothing(payload):
+        pass
+
+    ended = asyncio.create_task(take_jobs(dsn, [Handler("nothing", nothing)]))
+    connections = "from pg_stat_activity where application_name = 'infold jobs' and query ilike 'listen%'"
+    await until(lambda: owner.fetchval(f"select count(*) > 0 {connections}"))
+    await owner.execute(f"select pg_terminate_backend(pid) {connections}")
+    async with asyncio.timeout(15):
+        with pytest.raises(StoreUnavailable, match="lost"):
+            await ended
 
 
 async def test_a_message_is_looked_at_again_until_the_database_lets_it(pool, owner, monkeypatch):
