@@ -38,7 +38,7 @@ from memory.models import ModelTable
 from memory.nouns import Place
 from memory.settings import Settings
 from memory.store.items import NAMES
-from memory.store.passages import Scope, search_items
+from memory.store.passages import Scope, Words, search_items
 from memory.store.pool import Pool
 from memory.tokens import Counter
 
@@ -268,7 +268,7 @@ async def nearest(pool: Pool, at: Place, asked: Floats) -> tuple[list[list[UUID]
     for query in asked:
         async with pool.connection(60) as connection:
             space, nothing = space_id(Known.name), Wanted((), (), ())
-            rows, plan = await search_items(connection, Scope(at.tenant, at.scope), [], nothing, space, query, 50)
+            rows, plan = await search_items(connection, Scope(at.tenant, at.scope), Words(), nothing, space, query, 50)
         near = sorted(rows, key=lambda row: row.distance if row.distance is not None else 2.0)
         found.append([row.item for row in near[:10]])
     return found, plan

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 
 import httpx
 import numpy as np
@@ -31,7 +31,9 @@ from memory.minilm import DIMENSIONS, MODEL_PIECES, MiniLM
 from memory.settings import EMBEDDERS, names_embedder
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
+
+T = TypeVar("T")
 
 TOKENIZER = Path(__file__).parent / "data" / "minilm-tokenizer.json"
 
@@ -58,6 +60,29 @@ class Embedder(Protocol):
             ModelError: the embedder did not answer; the job is tried again later.
         """
         ...
+
+
+class Segmented(NamedTuple):
+    """A text's vector, and those of the things that it speaks of."""
+
+    whole: NDArray[np.float32]  # (384,)
+    segments: NDArray[np.float32] = np.empty((0, DIMENSIONS), np.float32)  # (k, 384), k 0 or 2 to 3
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """An embedder that sees what a text is made of. One behind a URL gives a vector a text and no more."""
+
+    async def embed_segmented(self, texts: Sequence[str]) -> Sequence[Segmented]:
+        """Embed texts, and the things they speak of (`memory.segments`). Raises as `Embedder.embed` does."""
+        ...
+
+
+async def embed_segmented(embedder: Embedder, texts: Sequence[str], fine: bool = True) -> Sequence[Segmented]:
+    """Embed texts, `fine` with segments where the embedder tells them."""
+    if fine and isinstance(embedder, Segmenter):
+        return await embedder.embed_segmented(texts)
+    return [Segmented(row) for row in await embedder.embed(texts)]
 
 
 def embedder(
@@ -109,28 +134,45 @@ class OnnxEmbedder:
         self._loading = Lock()
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        rows = np.empty((len(texts), DIMENSIONS), dtype=np.float32)
-        loop = asyncio.get_running_loop()
-        waiting = iter(enumerate(texts))
+        rows = await self._each(self._embed_one, texts)
+        return np.array(rows, dtype=np.float32).reshape(len(texts), DIMENSIONS)
 
-        async def take() -> None:
-            for row, text in waiting:
-                rows[row] = await loop.run_in_executor(self._worker, self._embed_one, text)
-
-        await asyncio.gather(*(take() for _ in range(self._threads)))
-        return rows
+    async def embed_segmented(self, texts: Sequence[str]) -> Sequence[Segmented]:
+        return await self._each(self._embed_segmented, texts)
 
     async def close(self) -> None:
         """Let go of the model and its thread."""
         self._worker.shutdown(wait=False)
         self._model = None
 
+    async def _each(self, work: Callable[[str], T], texts: Sequence[str]) -> list[T]:
+        """What `work` makes of each text, in their order; every thread takes the next that waits."""
+        made: dict[int, T] = {}
+        loop = asyncio.get_running_loop()
+        waiting = iter(enumerate(texts))
+
+        async def take() -> None:
+            for place, text in waiting:
+                made[place] = await loop.run_in_executor(self._worker, work, text)
+
+        await asyncio.gather(*(take() for _ in range(self._threads)))
+        return [made[place] for place in range(len(texts))]
+
     def _embed_one(self, text: str) -> NDArray[np.float32]:
+        return self._loaded().vector(_encoded(text[:READ_CHARS]).ids)
+
+    def _embed_segmented(self, text: str) -> Segmented:
+        read = text[:READ_CHARS]
+        encoding = _encoded(read)
+        starts = [left for left, _ in encoding.offsets]
+        lines = sorted({bisect_left(starts, match.end()) for match in _PAUSES[1].finditer(read)} - {0, len(starts)})
+        return Segmented(*self._loaded().segmented(encoding.ids, [0, *lines]))
+
+    def _loaded(self) -> MiniLM:
         with self._loading:
             if self._model is None:
                 self._model = MiniLM(self._weights)
-            model = self._model
-        return model.vector(_tokenizer().encode(_without_surrogates(text[:READ_CHARS]), add_special_tokens=False).ids)
+            return self._model
 
 
 class HttpEmbedder:
@@ -251,7 +293,7 @@ def _blocks(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _cut_block(text: str, start: int, stop: int, max_tokens: int, overlap_tokens: int) -> Iterator[tuple[int, int]]:
-    encoding = _tokenizer().encode(text[start:stop], add_special_tokens=False)
+    encoding = _encoded(text[start:stop])
     starts = [start + left for left, _ in encoding.offsets]  # of every word piece
     words = cast(list[int], encoding.word_ids)  # piece -> number of its word; None is for [CLS] and such
     first = 0
@@ -412,6 +454,10 @@ def _embeddings_url(url: str) -> str:
 def _without_surrogates(text: str) -> str:
     """JSON may hold half a surrogate pair, no tokenizer takes one; each becomes `?`, so positions stay."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _encoded(text: str) -> "Encoding":
+    return _tokenizer().encode(_without_surrogates(text), add_special_tokens=False)
 
 
 @cache

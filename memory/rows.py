@@ -20,8 +20,8 @@ from memory.seal import text_digest
 from memory.store.items import ItemRow, NewItem, Text
 from memory.store.passages import NewPassage
 
-PIECES, FINE_PIECES = 200, 64  # word pieces of a passage
-FINE_FROM, FINE_TO = 8_000, 2_000_000  # characters of a text that has small passages
+PIECES, FINE_PIECES = 200, 128  # word pieces of a passage
+FINE_FROM, FINE_TO = 8_000, 2_000_000  # characters of a text that has small passages, with a vector a segment
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 STATUSES = {"active": ItemStatus.ACTIVE, "archived": ItemStatus.ARCHIVED}
@@ -59,11 +59,15 @@ def passages_of(tenant: bytes, content: str) -> tuple[NewPassage, ...]:
     question is only whether it is the right one.
     """
     made = []
-    fine = FINE_FROM < len(content) <= FINE_TO
-    for start, stop in chunks(content, FINE_PIECES if fine else PIECES) or [(0, len(content))]:
+    for start, stop in chunks(content, FINE_PIECES if is_fine(content) else PIECES) or [(0, len(content))]:
         found = terms(content[start:stop])
         made.append(NewPassage(start, stop, found.length, tuple(term_ids(tenant, found.counts.keys()))))
     return tuple(made)
+
+
+def is_fine(content: str) -> bool:
+    """Is a text long enough that its passages are small, and that each has vectors of what it speaks of?"""
+    return FINE_FROM < len(content) <= FINE_TO
 
 
 def row_of(new: NewItem, place: Place, now: datetime) -> ItemRow:

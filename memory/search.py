@@ -127,7 +127,7 @@ class Finder:
             known = await self._vocabulary(scope.tenant)
             asked = wanted(scope.tenant, query, known)
             async with self._pool.connection(SEARCH_SECONDS) as connection:
-                words = await find_words(connection, scope, asked, known.average, k)
+                words = await find_words(connection, scope, asked, known.passages, known.average, k)
             vector = await embedding if embedding else None  # no connection is held meanwhile
         except BaseException:
             if embedding:
@@ -137,7 +137,7 @@ class Finder:
         async with self._pool.connection(SEARCH_SECONDS) as connection:
             found, plan = await search_items(connection, scope, words, asked, space, vector, k, exact)
         self._meter.searched(plan, time.perf_counter() - began)
-        return Found(tuple(found), asked, known, plan)
+        return Found(tuple(found), asked.counted(words.having, known), known, plan)
 
     async def rows(
         self, scope: Scope, hits: Sequence[Hit], query: str, content: bool = True

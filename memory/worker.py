@@ -12,7 +12,7 @@ from uuid import UUID
 
 import structlog
 
-from memory.embed import Embedder, chunks
+from memory.embed import Embedder, chunks, embed_segmented
 from memory.errors import ModelError, StoreError
 from memory.find import kind_id, space_id
 from memory.humans import Humans
@@ -21,6 +21,7 @@ from memory.messages import Message
 from memory.nouns import Clock, HygieneReport, Place, utc_now
 from memory.queue import Handler
 from memory.reinject import spoken
+from memory.rows import is_fine
 from memory.store import passages
 from memory.store.chunks import save_chunks, to_embed
 from memory.store.items import holds, load_items, session_of, want_vectors
@@ -81,12 +82,13 @@ async def embed_item(
             row = (await load_items(connection, tenant, [id])).get(id) if spans else None
         if row is None:
             return done
-        vectors = await embedder.embed([row.content[span.start : span.stop] for span in spans])
-        ordinals = [span.ordinal for span in spans]
-        kind = kind_id(row.content_type)
+        texts = [row.content[span.start : span.stop] for span in spans]
+        made = await embed_segmented(embedder, texts, is_fine(row.content))
+        vectors, segments = [one.whole for one in made], [one.segments for one in made]
+        ordinals, kind = [span.ordinal for span in spans], kind_id(row.content_type)
         async with pool.tenant(tenant, WAIT_SECONDS) as connection:
             if await holds(connection, tenant, id, row.digest):  # else it was corrected meanwhile: begin again
-                done += await passages.save_vectors(connection, tenant, id, space, kind, ordinals, vectors)
+                done += await passages.save_vectors(connection, tenant, id, space, kind, ordinals, vectors, segments)
 
 
 def parse_item(payload: bytes | None) -> tuple[bytes, UUID]:

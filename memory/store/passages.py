@@ -54,25 +54,37 @@ def columns_of(passages: Sequence[NewPassage]) -> tuple[list[int], list[int], li
     )
 
 
+class Words(msgspec.Struct, frozen=True):
+    """The passages that hold the most, by rarity, of the terms that were looked up."""
+
+    passages: tuple[tuple[UUID, int], ...] = ()
+    having: tuple[int, ...] = ()  # passages of the tenant that have each term; () where nothing was found
+
+
 async def find_words(
-    connection: asyncpg.Connection, scope: Scope, wanted: Wanted, average: float, k: int
-) -> list[tuple[UUID, int]]:
-    """The passages that hold the most, by rarity, of the terms that are looked up."""
+    connection: asyncpg.Connection, scope: Scope, wanted: Wanted, passages: int, average: float, k: int
+) -> Words:
+    """Look the rarest terms up.
+
+    Args:
+        passages: that the tenant has, about.
+        average: words in one of them.
+        k: passages that are found, at most.
+    """
     if not wanted.searched:
-        return []
-    rarity = dict(zip(wanted.terms, wanted.weights, strict=True))
+        return Words()
     rows = await connection.fetch(
         "select * from infold.find_words($1, $2, $3, $4, $5, $6, $7, $8)",
-        scope.tenant, scope.sessions, scope.kinds, scope.archived, wanted.searched,
-        [rarity[term] for term in wanted.searched], max(1.0, average), k,
+        scope.tenant, scope.sessions, scope.kinds, scope.archived, wanted.searched, passages, max(1.0, average), k,
     )  # fmt: skip
-    return [(row["item"], row["ordinal"]) for row in rows]
+    having = tuple(rows[0]["having_terms"]) if rows else ()
+    return Words(tuple((row["item"], row["ordinal"]) for row in rows), having)
 
 
 async def search_items(
     connection: asyncpg.Connection,
     scope: Scope,
-    words: Sequence[tuple[UUID, int]],
+    words: Words,
     wanted: Wanted,
     space: int,
     query: Floats | None,
@@ -83,9 +95,9 @@ async def search_items(
     """What is near, and what words found, each with what the other side says of it; and the plan that found it."""
     rows = await connection.fetch(
         "select * from infold.search_items($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
-        scope.tenant, scope.sessions, scope.kinds, scope.archived, [item for item, _ in words],
-        [ordinal for _, ordinal in words], wanted.terms, space, None if query is None else HalfVector(query), k, exact,
-        bits,
+        scope.tenant, scope.sessions, scope.kinds, scope.archived, [item for item, _ in words.passages],
+        [ordinal for _, ordinal in words.passages], wanted.terms, space,
+        None if query is None else HalfVector(query), k, exact, bits,
     )  # fmt: skip
     return [candidate(row) for row in rows], rows[0]["plan"] if rows else "none"
 
@@ -147,12 +159,20 @@ async def save_vectors(
     space: int,
     kind: int,
     ordinals: Sequence[int],
-    vectors: Floats,
+    vectors: Sequence[Floats] | Floats,
+    segments: Sequence[Floats] = (),
 ) -> int:
-    """Store vectors of an item; again changes nothing, and nothing is written for what is gone or in quarantine."""
+    """Store vectors of an item; again changes nothing, and nothing is written for what is gone or in quarantine.
+
+    Args:
+        vectors: one a passage.
+        segments: of each passage, (k, 384) with k up to 3; () where none has any.
+    """
     written: int = await connection.fetchval(
-        "select infold.save_vectors($1, $2, $3, $4, $5, $6)",
+        "select infold.save_vectors($1, $2, $3, $4, $5, $6, $7, $8)",
         tenant, item, space, kind, ordinals, [HalfVector(vector) for vector in vectors],
+        [HalfVector(segment) for several in segments for segment in several],
+        [len(several) for several in segments] or [0] * len(vectors),
     )  # fmt: skip
     return written
 

@@ -87,11 +87,15 @@ create table infold.vectors (
     kind      integer not null,
     live      boolean not null default true,
     embedding halfvec(384) not null,
-    bits      bit(384) not null,         -- the signs
+    segments  halfvec(384)[],            -- up to three, of a passage that speaks of several things: the nearest counts
+    bits      bit(384) not null,         -- the signs of the first segment, or of the whole
+    bits_2    bit(384),
+    bits_3    bit(384),
     primary key (tenant, item, space, ordinal)
 );
-alter table infold.vectors alter column embedding set storage plain;
-create index vectors_bits on infold.vectors (tenant, space, session) include (kind, live, item, ordinal, bits);
+alter table infold.vectors alter column embedding set storage plain, alter column segments set storage plain;
+create index vectors_bits on infold.vectors (tenant, space, session)
+    include (kind, live, item, ordinal, bits, bits_2, bits_3);
 create index vectors_graph on infold.vectors using hnsw (embedding halfvec_cosine_ops)
     with (m = 12, ef_construction = 96);
 
@@ -302,8 +306,10 @@ begin
 end $$;
 
 -- Vectors of an item; again changes nothing. Nothing is written for an item that is gone or in quarantine.
+--   p_segments: of all passages, one after the other; p_counts: how many each has, 0 to 3.
 create function infold.save_vectors(
-    p_tenant bytea, p_item uuid, p_space integer, p_kind integer, p_ordinals integer[], p_vectors halfvec[]
+    p_tenant bytea, p_item uuid, p_space integer, p_kind integer, p_ordinals integer[], p_vectors halfvec[],
+    p_segments halfvec[], p_counts integer[]
 ) returns integer language plpgsql as $$
 declare owner infold.items; written integer;
 begin
@@ -311,11 +317,17 @@ begin
     select * into owner from infold.items i
         where i.tenant = p_tenant and i.id = p_item and i.status <> 2 for share;  -- a quarantine waits, then deletes
     if not found then return 0; end if;
-    insert into infold.vectors (tenant, item, ordinal, space, session, kind, live, embedding, bits)
-        select p_tenant, p_item, ordinal, p_space,
+    insert into infold.vectors
+        (tenant, item, ordinal, space, session, kind, live, embedding, segments, bits, bits_2, bits_3)
+        select p_tenant, p_item, new.ordinal, p_space,
                case when owner.shared then '00000000-0000-0000-0000-000000000000'::uuid else owner.session end,
-               p_kind, owner.status = 0, vector, binary_quantize(vector)::bit(384)
-        from unnest(p_ordinals, p_vectors) as new (ordinal, vector)
+               p_kind, owner.status = 0, new.vector, parts.segments,
+               binary_quantize(coalesce(parts.segments[1], new.vector))::bit(384),
+               binary_quantize(parts.segments[2])::bit(384), binary_quantize(parts.segments[3])::bit(384)
+        from (select *, sum(counted) over (order by place)::integer as until
+              from unnest(p_ordinals, p_vectors, p_counts) with ordinality as one (ordinal, vector, counted, place)) new
+        cross join lateral (select case when new.counted > 0
+                            then p_segments[new.until - new.counted + 1 : new.until] end as segments) parts
         on conflict do nothing;
     get diagnostics written = row_count;
     update infold.tenants t set embedded = t.embedded + written where t.tenant = p_tenant;
@@ -323,12 +335,20 @@ begin
     return written;
 end $$;
 
--- Passages that hold the rarest words of a query. As the owner, because `@>` is not leakproof: under row-level security
--- PostgreSQL would ask the policy first, row by row, and never use the index (so `passages` has no FORCE). It gives ids
--- alone, refuses any tenant but the transaction's own, and its caller reads the rows under the policy.
+-- How far a passage is from a query: its nearest segment, or the whole where it has none.
+create function infold.nearest(p_whole halfvec, p_segments halfvec[], p_query halfvec) returns double precision
+language sql immutable parallel safe
+return coalesce(least(p_segments[1] <=> p_query, p_segments[2] <=> p_query, p_segments[3] <=> p_query),
+                p_whole <=> p_query);
+
+-- Passages that hold the rarest words of a query, by BM25, and with each row in how many passages of the tenant each term
+-- stands, in the order of p_terms: a sample cannot tell a word that stands once from one that stands fifty times.
+-- As the owner, because `@>` is not leakproof: under row-level security PostgreSQL would ask the policy first, row by row,
+-- and never use the index (so `passages` has no FORCE). It gives ids and counts alone, refuses any tenant but the
+-- transaction's own, and its caller reads the rows under the policy.
 create function infold.words(p_tenant bytea, p_scope uuid[], p_kinds integer[], p_archived boolean, p_terms integer[],
-                             p_weights real[], p_average real, p_k integer)
-returns table (item uuid, ordinal integer) language plpgsql stable security definer
+                             p_passages integer, p_average real, p_k integer)
+returns table (item uuid, ordinal integer, having_terms integer[]) language plpgsql stable security definer
 set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_column
 begin
@@ -336,24 +356,34 @@ begin
         raise exception 'another tenant' using errcode = 'insufficient_privilege';
     end if;
     return query
-        select p.item, p.ordinal
-        from unnest(p_terms, p_weights) as w (term, weight)
-        cross join lateral (
-            select * from infold.passages p where p.tenant = p_tenant and p.terms @> array[w.term] offset 0) p
+        with postings as materialized (
+            select p.item, p.ordinal, p.length, p.session, p.kind, p.live, w.place
+            from unnest(p_terms) with ordinality as w (term, place)
+            cross join lateral (
+                select * from infold.passages p where p.tenant = p_tenant and p.terms @> array[w.term] offset 0) p),
+        counted as (
+            select w.place, count(p.place)::integer as passages
+            from unnest(p_terms) with ordinality as w (term, place) left join postings p using (place) group by w.place),
+        weighed as (
+            select place, ln(1 + (greatest(p_passages, passages) - passages + 0.5) / (passages + 0.5)) as weight
+            from counted)
+        select p.item, p.ordinal, (select array_agg(c.passages order by c.place) from counted c)
+        from postings p join weighed w using (place)
         where (p_scope is null or p.session = any(p_scope)) and (p_kinds is null or p.kind = any(p_kinds))
         and (p.live or p_archived)
         group by p.item, p.ordinal, p.length
-        order by sum(w.weight * 2.2 / (1 + 1.2 * (0.25 + 0.75 * p.length / p_average))) desc
+        order by sum(w.weight * 2.2 / (1 + 1.2 * (0.6 + 0.4 * p.length / p_average))) desc
         limit p_k;
 end $$;
 
 -- The first round trip of a search, beside the embedding of the query.
 create function infold.find_words(p_tenant bytea, p_scope uuid[], p_kinds integer[], p_archived boolean,
-                                  p_terms integer[], p_weights real[], p_average real, p_k integer)
-returns table (item uuid, ordinal integer) language plpgsql as $$
+                                  p_terms integer[], p_passages integer, p_average real, p_k integer)
+returns table (item uuid, ordinal integer, having_terms integer[]) language plpgsql as $$
 begin
     perform set_config('infold.tenant', encode(p_tenant, 'hex'), true);
-    return query select * from infold.words(p_tenant, p_scope, p_kinds, p_archived, p_terms, p_weights, p_average, p_k);
+    return query
+        select * from infold.words(p_tenant, p_scope, p_kinds, p_archived, p_terms, p_passages, p_average, p_k);
 end $$;
 
 -- The second: what is near, and those found by words, each with what the other side says of it.
@@ -392,33 +422,33 @@ begin
             select v.item, v.ordinal from infold.vectors v
             where v.tenant = p_tenant and v.space = p_space
             and (p_kinds is null or v.kind = any(p_kinds)) and (v.live or p_archived)
-            order by (v.embedding <=> p_query) + 0.0 limit p_k) n;
+            order by infold.nearest(v.embedding, v.segments, p_query) limit p_k) n;
     elsif at = 'exact' then
         select array_agg(n.item), array_agg(n.ordinal) into near_items, near_ordinals from (
             select v.item, v.ordinal from infold.vectors v
             where v.tenant = p_tenant and v.space = p_space and v.session = any(p_scope)
             and (p_kinds is null or v.kind = any(p_kinds)) and (v.live or p_archived)
-            order by (v.embedding <=> p_query) + 0.0 limit p_k) n;
+            order by infold.nearest(v.embedding, v.segments, p_query) limit p_k) n;
     elsif at = 'bits' and p_scope is null then
         select array_agg(n.item), array_agg(n.ordinal) into near_items, near_ordinals from (
             select c.item, c.ordinal from (
                 select v.item, v.ordinal from infold.vectors v
                 where v.tenant = p_tenant and v.space = p_space
                 and (p_kinds is null or v.kind = any(p_kinds)) and (v.live or p_archived)
-                order by (v.bits <~> signs) + 0.0 limit 4 * p_k) c
+                order by least(v.bits <~> signs, v.bits_2 <~> signs, v.bits_3 <~> signs) limit 4 * p_k) c
             join infold.vectors v
             on v.tenant = p_tenant and v.item = c.item and v.space = p_space and v.ordinal = c.ordinal
-            order by (v.embedding <=> p_query) + 0.0 limit p_k) n;
+            order by infold.nearest(v.embedding, v.segments, p_query) limit p_k) n;
     elsif at = 'bits' then
         select array_agg(n.item), array_agg(n.ordinal) into near_items, near_ordinals from (
             select c.item, c.ordinal from (
                 select v.item, v.ordinal from infold.vectors v
                 where v.tenant = p_tenant and v.space = p_space and v.session = any(p_scope)
                 and (p_kinds is null or v.kind = any(p_kinds)) and (v.live or p_archived)
-                order by (v.bits <~> signs) + 0.0 limit 4 * p_k) c
+                order by least(v.bits <~> signs, v.bits_2 <~> signs, v.bits_3 <~> signs) limit 4 * p_k) c
             join infold.vectors v
             on v.tenant = p_tenant and v.item = c.item and v.space = p_space and v.ordinal = c.ordinal
-            order by (v.embedding <=> p_query) + 0.0 limit p_k) n;
+            order by infold.nearest(v.embedding, v.segments, p_query) limit p_k) n;
     elsif at = 'graph' then
         perform set_config('hnsw.ef_search', greatest(120, p_k)::text, true), set_config('hnsw.iterative_scan', 'relaxed_order', true),
                 set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true);
@@ -434,7 +464,7 @@ begin
         select w.item, w.ordinal from unnest(p_word_items, p_word_ordinals) as w (item, ordinal)
         union select n.item, n.ordinal from unnest(near_items, near_ordinals) as n (item, ordinal)
     )
-    select p.item, p.ordinal, p.start, p.stop, p.length, v.embedding <=> p_query,
+    select p.item, p.ordinal, p.start, p.stop, p.length, infold.nearest(v.embedding, v.segments, p_query),
            array(select unnest(p.terms) intersect select unnest(p_all_terms)), at
     from both_sides b
     join infold.passages p on p.tenant = p_tenant and p.item = b.item and p.ordinal = b.ordinal

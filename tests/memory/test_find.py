@@ -49,6 +49,20 @@ def test_rare_words_beat_common_ones_and_nearness_decides_between_equals():
     assert [hit.item.int for hit in equals] == [2, 1]
 
 
+def test_what_was_counted_weighs_as_it_was_and_the_others_by_the_sample():
+    known = vocabulary(100_000, common=0.2)
+    found = wanted(TENANT, "zyzzyva week common", known)
+    once, often = term_id(TENANT, "zyzzyva"), term_id(TENANT, "week")
+    before = dict(zip(found.terms, found.weights, strict=True))
+    counted = found.counted([{once: 1, often: 60}[term] for term in found.searched], known)
+    after = dict(zip(counted.terms, counted.weights, strict=True))
+    assert before[once] == before[often]
+    assert after[once] > before[once] > after[often] + 0.1
+    common = term_id(TENANT, "common")
+    assert after[common] == before[common]
+    assert found.counted((), known) == found
+
+
 def test_an_item_ranks_by_its_best_passage_and_a_little_of_the_second():
     known = vocabulary()
     found = wanted(TENANT, "apple", known)

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from memory import worker
+from memory.embed import OnnxEmbedder
 from memory.errors import ModelError, StoreUnavailable
 from memory.humans import Humans
 from memory.identify import place
@@ -72,6 +73,22 @@ async def test_a_short_item_is_embedded_when_it_is_added_and_a_long_one_by_a_job
     assert await owner.fetchval("select count(*) from infold.pgqueuer") == 0
     await add(items)
     assert await owner.fetchval("select count(*) from infold.pgqueuer where entrypoint = 'embed_item'") == 1
+
+
+async def test_a_sentence_among_code_is_near_to_a_question_about_it(pool, owner, hands):
+    embedder = OnnxEmbedder()
+    items = Items(pool, COUNTER, ModelTable(), Settings(), hands, embedder)
+    lines = [f"    value_{n} = self.table[{n}].read(offset={8 * n}, size=8)" for n in range(400)]
+    lines.insert(200, "The dentist plays chess by mail with a lighthouse keeper.")
+    added = await items.add(HOME, "gpt-4o", "\n".join(lines), "code")
+    await embed_item(pool, embedder, TENANT, added.id)
+    (hit,) = await items.search(HOME, "Who has a board game by post with a man guarding a beacon?", 1)
+    assert "lighthouse" in hit.full_content[hit.passage.start : hit.passage.stop]
+    assert hit.distance < 0.65  # the whole passage is at 0.67
+    await items.add(HOME, "gpt-4o", "first line of a note\nsecond line, of another thing", "note")
+    assert await owner.fetchval("select count(*) from infold.vectors where segments is not null") > 10
+    assert await owner.fetchval("select count(*) from infold.vectors where segments is null") == 1
+    await embedder.close()
 
 
 async def test_embedding_twice_embeds_once(items, pool, owner):

@@ -61,8 +61,9 @@ async def save_vectors(
 ) -> int:
     rows = [HalfVector(vector) for vector in vectors]
     written: int = await connection.fetchval(
-        "select infold.save_vectors($1, $2, $3, $4, $5, $6)", tenant, id, SPACE, kind, list(range(len(rows))), rows
-    )
+        "select infold.save_vectors($1, $2, $3, $4, $5, $6, '{}', $7)",
+        tenant, id, SPACE, kind, list(range(len(rows))), rows, [0] * len(rows),
+    )  # fmt: skip
     return written
 
 
@@ -72,8 +73,7 @@ async def find_words(
 ) -> list[tuple[UUID, int]]:  # fmt: skip
     wanted = terms(words)
     rows = await connection.fetch(
-        "select * from infold.find_words($1, $2, $3, $4, $5, $6, 3, 50)",
-        at.tenant, scope, kinds, archived, wanted, [1.0] * len(wanted),
+        "select * from infold.find_words($1, $2, $3, $4, $5, 10, 3, 50)", at.tenant, scope, kinds, archived, wanted
     )  # fmt: skip
     return [(row["item"], row["ordinal"]) for row in rows]
 

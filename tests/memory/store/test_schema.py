@@ -5,16 +5,19 @@ import re
 import asyncpg
 import numpy as np
 import pytest
+from pgvector import HalfVector
 from pgvector.asyncpg import register_vector
 
 from memory.errors import StoreError
 from memory.identify import new_id, place
 from memory.nouns import NIL
+from memory.store import passages
 from tests.conftest import finish, open_pool
 from tests.conversations import TENANT
 from tests.memory.store.schema import (
     HOME,
     LOG,
+    NOTE,
     SPACE,
     add,
     fill,
@@ -130,14 +133,64 @@ async def test_words_find_the_passages_that_hold_most_of_them_first(connection, 
 
 async def test_the_search_by_words_refuses_a_tenant_that_is_not_the_transactions(connection):
     await add(connection, new_id())
-    ask = "select * from infold.words($1, null, null, false, $2, $3, 3, 50)"
+    ask = "select * from infold.words($1, null, null, false, $2, 10, 3, 50)"
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await connection.fetch(ask, TENANT, terms("one"), [1.0])
+        await connection.fetch(ask, TENANT, terms("one"))
     async with connection.transaction():
         await connection.execute("select set_config('infold.tenant', $1, true)", OTHER.hex())
-        assert await connection.fetch(ask, OTHER, terms("one"), [1.0]) == []
+        assert await connection.fetch(ask, OTHER, terms("one")) == []
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await connection.fetch(ask, TENANT, terms("one"), [1.0])
+            await connection.fetch(ask, TENANT, terms("one"))
+
+
+async def test_a_word_that_stands_once_counts_more_than_two_that_stand_often(connection):
+    """Also where a sample has met none of them, and also those of other sessions tell how rare a word is."""
+    rare, often = new_id(), new_id()
+    await add(connection, rare, ("zyzzyva is here",))
+    await add(connection, often, ("people work here",))
+    for _ in range(20):
+        await add(connection, new_id(), ("people work there",), at=AWAY)
+    words = terms("zyzzyva people work")
+    rows = await connection.fetch(
+        "select * from infold.find_words($1, $2, null, false, $3, 22, 3, 50)", TENANT, [HOME.id], words
+    )
+    assert [row["item"] for row in rows] == [rare, often]
+    assert sorted(rows[0]["having_terms"]) == [1, 21, 21]
+    assert rows[0]["having_terms"][words.index(terms("zyzzyva")[0])] == 1
+
+
+@pytest.mark.parametrize("bounds", [{"exact": 2_000}, {"exact": 0}], ids=["exact", "bits"])
+async def test_a_passage_is_as_near_as_the_nearest_thing_it_speaks_of(connection, bounds):
+    mixed, plain = new_id(), new_id()
+    await add(connection, mixed, ("tree house apple pie green car",))
+    await add(connection, plain, ("apple tree",))
+    await save_vectors(connection, plain, [vector("apple tree")])
+    parts = [vector(text) for text in ("tree house", "apple pie", "green car")]
+    await passages.save_vectors(
+        connection, TENANT, mixed, SPACE, NOTE, [0], [vector("tree house apple pie green car")], [parts]
+    )
+    rows = await search(connection, vector("apple pie"), scope=SCOPE, k=1, **bounds)
+    assert [row["item"] for row in rows] == [mixed]
+    assert rows[0]["distance"] == pytest.approx(0, abs=1e-3)
+
+
+async def test_each_passage_gets_its_own_segments(connection):
+    kept = new_id()
+    await add(connection, kept, ("one", "two", "three"))
+    whole, many = [vector(text) for text in ("one", "two", "three")], [vector(text) for text in "abcde"]
+    segments = [many[:2], [], many[2:]]
+    async with connection.transaction():
+        assert await passages.save_vectors(connection, TENANT, kept, SPACE, NOTE, [0, 1, 2], whole, segments) == 3
+        await connection.execute("select set_config('infold.tenant', $1, true)", TENANT.hex())
+        rows = await connection.fetch(
+            "select coalesce(cardinality(segments), 0) as n, bits_2 is null and bits_3 is null as alone,"
+            " infold.nearest(embedding, segments, $2) as apart from infold.vectors where item = $1 order by ordinal",
+            kept, HalfVector(many[4]),
+        )  # fmt: skip
+    assert [row["n"] for row in rows] == [2, 0, 3]
+    assert [row["alone"] for row in rows] == [False, True, False]
+    assert rows[2]["apart"] == pytest.approx(0, abs=1e-3)
+    assert min(rows[0]["apart"], rows[1]["apart"]) > 0.5
 
 
 async def test_a_search_tells_of_both_sides_for_everything_that_either_found(connection):
@@ -323,9 +376,7 @@ async def test_words_go_by_their_index_and_not_through_all_passages(reading, lib
     async with reading.transaction():
         await reading.execute("select set_config('infold.tenant', $1, true)", TENANT.hex())
         before = await scans(reading)
-        rows = await reading.fetch(
-            "select * from infold.words($1, $2, null, false, $3, $4, 3, 50)", TENANT, SCOPE, [7], [1.0]
-        )
+        rows = await reading.fetch("select * from infold.words($1, $2, null, false, $3, 10, 3, 50)", TENANT, SCOPE, [7])
         after = await scans(reading)
     assert (ids[6], 0) in {(row["item"], row["ordinal"]) for row in rows}
     assert after["passages_terms"] == before["passages_terms"] + 1
