@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 import httpx
 import numpy as np
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from memory.errors import InvalidRequest, ModelError
 from memory.minilm import DIMENSIONS, MODEL_PIECES, MiniLM
+from memory.segments import Segmented
 from memory.settings import EMBEDDERS, names_embedder
 
 if TYPE_CHECKING:
@@ -60,13 +61,6 @@ class Embedder(Protocol):
             ModelError: the embedder did not answer; the job is tried again later.
         """
         ...
-
-
-class Segmented(NamedTuple):
-    """A text's vector, and those of the things that it speaks of."""
-
-    whole: NDArray[np.float32]  # (384,)
-    segments: NDArray[np.float32] = np.empty((0, DIMENSIONS), np.float32)  # (k, 384), k 0 or 2 to 3
 
 
 @runtime_checkable
@@ -166,7 +160,9 @@ class OnnxEmbedder:
         encoding = _encoded(read)
         starts = [left for left, _ in encoding.offsets]
         lines = sorted({bisect_left(starts, match.end()) for match in _PAUSES[1].finditer(read)} - {0, len(starts)})
-        return Segmented(*self._loaded().segmented(encoding.ids, [0, *lines]))
+        whole, parts = self._loaded().segmented(encoding.ids, [0, *lines])
+        edges = [*starts, len(text)]
+        return Segmented(whole, parts.vectors, tuple(edges[stop] for stop in parts.stops))
 
     def _loaded(self) -> MiniLM:
         with self._loading:

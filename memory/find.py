@@ -83,6 +83,7 @@ class Candidate:
     length: int  # words
     distance: float | None  # cosine distance; None: not embedded, or no vector was asked for
     matched: tuple[int, ...]
+    near: tuple[int, int] | None = None  # characters of what in it is nearest, start and stop; None: all of it
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,7 @@ from memory.presence import Presence
 from memory.quarantine import Quarantine
 from memory.rows import found_item, item_of, read_cursor, row_of, scope_of, status_of, text_of, write_cursor
 from memory.search import Finder, Quote
+from memory.segments import Segmented
 from memory.settings import Settings
 from memory.state import Profile, Profiles, Shares, States
 from memory.store.items import (
@@ -217,7 +218,8 @@ class Items:
         assert self._embedder is not None
         space = space_id(self._embedder.name)
         async with self._pool.connection(ADD_SECONDS) as connection:
-            await save_vectors(connection, tenant, new.id, space, new.kind, list(range(len(vectors))), vectors)
+            made = [Segmented(vector) for vector in vectors]
+            await save_vectors(connection, tenant, new.id, space, new.kind, range(len(made)), made)
 
     async def _after(self, place: Place, profile: Profile, new: NewItem, added: Added) -> None:
         """The trigger rule, and hygiene when it is time."""

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory.errors import ModelError
-from memory.segments import segments
+from memory.segments import Segments, segments
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
@@ -69,8 +69,8 @@ class MiniLM:
         mean: Floats = self._session.run(["mean"], self._given(pieces))[0][0]
         return mean / np.linalg.norm(mean)
 
-    def segmented(self, pieces: Sequence[int], lines: Sequence[int]) -> tuple[Floats, Floats]:
-        """The vector of a text, and those of what it speaks of: (384,) and (k, 384), see `memory.segments`.
+    def segmented(self, pieces: Sequence[int], lines: Sequence[int]) -> tuple[Floats, Segments]:
+        """The vector of a text, (384,), and what it speaks of.
 
         Args:
             lines: the first piece of each line, 0 the first.

@@ -39,9 +39,10 @@ Floats = NDArray[np.float32]
 SEARCH_SECONDS = 5.0
 QUERY_SECONDS = 2.0  # for the embedding of a query; then words search alone
 PASSAGES = 50  # that each side finds, at least
-QUOTED_PASSAGES = 1_000  # that are looked at for a working context, half of them from either side
+NEAR_QUOTED, NAMED_QUOTED = 1_500, 250  # that are looked at for a working context, by their meaning and by their words
 LEAST_QUOTED_TOKENS = 32  # of a passage, about: more of them than so have room are not looked at
-NEAREST, REACH = 24, 2  # so many of the best come with so many neighbours on each side, the others alone
+NEAREST, REACH = 24, 2  # so many of the best come with so many neighbours on each side
+ALONE = -1  # the others: a passage with a rare word of the question as it is, of the rest what in it is nearest
 VOCABULARY_SECONDS = 600.0
 GROWTH, GROWN_PASSAGES = 0.1, 10  # a tenant's passages may grow so much before its words are counted again
 LATE_VECTORS = 5  # found passages that are embedded on the spot
@@ -65,6 +66,10 @@ class Found:
 
     def hits(self, limit: int) -> tuple[Hit, ...]:
         return fuse(self.candidates, self.wanted, self.vocabulary, limit)
+
+    def reach(self, passage: Candidate) -> int:
+        """How much of a passage is worth quoting that is not among the best."""
+        return 0 if any(term in self.wanted.searched for term in passage.matched) else ALONE
 
     def passages(self) -> list[tuple[float, Candidate]]:
         """Passages with their scores, best first."""
@@ -110,13 +115,20 @@ class Finder:
         self._grown.put(tenant, (self._grown.get(tenant) or 0) + passages)
 
     async def find(
-        self, scope: Scope, query: str, k: int = PASSAGES, by_meaning: bool = True, exact: int = EXACT_ROWS
+        self,
+        scope: Scope,
+        query: str,
+        k: int = PASSAGES,
+        by_meaning: bool = True,
+        exact: int = EXACT_ROWS,
+        named: int | None = None,
     ) -> Found:
         """Look for a query's words and its meaning; without an embedder, or with a slow one, for its words alone.
 
         Args:
             k: passages that each side finds.
             exact: vectors up to which each is compared with the query.
+            named: passages that words find; left out, as many as meaning does.
 
         Raises:
             StoreError: the database did not answer.
@@ -127,7 +139,7 @@ class Finder:
             known = await self._vocabulary(scope.tenant)
             asked = wanted(scope.tenant, query, known)
             async with self._pool.connection(SEARCH_SECONDS) as connection:
-                words = await find_words(connection, scope, asked, known.passages, known.average, k)
+                words = await find_words(connection, scope, asked, known.passages, known.average, named or k)
             vector = await embedding if embedding else None  # no connection is held meanwhile
         except BaseException:
             if embedding:
@@ -177,12 +189,15 @@ class Finder:
         exact: int = EXACT_ROWS,
     ) -> tuple[Quote, ...]:
         """The passages that answer best and fit, the first with neighbours; items up to `whole_tokens` come whole."""
-        most = max(PASSAGES, min(QUOTED_PASSAGES, room_tokens // LEAST_QUOTED_TOKENS))
-        found = await self.find(scope, query, max(PASSAGES, most // 2), exact=exact)
+        most = max(PASSAGES, room_tokens // LEAST_QUOTED_TOKENS)
+        found = await self.find(
+            scope, query, min(NEAR_QUOTED, most), exact=exact, named=max(PASSAGES, min(NAMED_QUOTED, most // 2))
+        )
         best = [(score, passage) for score, passage in found.passages() if score >= floor][:most]
         if not best:
             return ()
-        passages, reaches = [passage for _, passage in best], [REACH if n < NEAREST else 0 for n in range(len(best))]
+        passages = [passage for _, passage in best]
+        reaches = [REACH if n < NEAREST else found.reach(passage) for n, passage in enumerate(passages)]
         async with self._pool.tenant(scope.tenant, SEARCH_SECONDS) as connection:
             parts = await load_around(connection, scope.tenant, passages, reaches, whole_tokens)
         scores = [best[part.place][0] for part in parts]

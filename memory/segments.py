@@ -9,6 +9,7 @@ agglomerative clustering of neighbours alone, by the cosine of their means.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +20,30 @@ LEAST_PIECES = 6  # of a run: fewer say nothing
 Floats = NDArray[np.float32]
 
 
-def segments(pieces: Floats, lines: Sequence[int], most: int = MOST) -> Floats:
-    """(k, 384) of unit length, in the order of the text; k is 2 to `most`, or 0 where all is one.
+class Segmented(NamedTuple):
+    """A text's vector, and those of the things that it speaks of."""
+
+    whole: Floats  # (384,)
+    segments: Floats | tuple[()] = ()  # (k, 384), k 0 or 2 to `MOST`
+    stops: tuple[int, ...] = ()  # characters of the text at which each segment ends
+
+
+class Segments(NamedTuple):
+    """In the order of the text: 2 to `MOST`, or none where all is one."""
+
+    vectors: Floats  # (k, 384), of unit length
+    stops: tuple[int, ...] = ()  # the piece behind the last one of each
+
+
+def segments(pieces: Floats, lines: Sequence[int], most: int = MOST) -> Segments:
+    """Gather a passage's lines into at most so many runs.
 
     Args:
         pieces: (n, 384), what the model made of each word piece.
         lines: the first piece of each line or sentence, ascending, 0 the first.
     """
     if len(lines) < 2:
-        return pieces[:0]
+        return Segments(pieces[:0])
     sums = np.add.reduceat(pieces, lines, axis=0)
     sizes = np.diff([*lines, len(pieces)])
     while len(sums) > 1 and (len(sums) > most or sizes.min() < LEAST_PIECES):
@@ -35,7 +51,7 @@ def segments(pieces: Floats, lines: Sequence[int], most: int = MOST) -> Floats:
         sums[at] += sums[at + 1]
         sizes[at] += sizes[at + 1]
         sums, sizes = np.delete(sums, at + 1, axis=0), np.delete(sizes, at + 1)
-    return unit(sums) if len(sums) > 1 else pieces[:0]
+    return Segments(unit(sums), tuple(np.cumsum(sizes).tolist())) if len(sums) > 1 else Segments(pieces[:0])
 
 
 def joint(sums: Floats, sizes: NDArray[np.int_]) -> int:

@@ -84,11 +84,10 @@ async def embed_item(
             return done
         texts = [row.content[span.start : span.stop] for span in spans]
         made = await embed_segmented(embedder, texts, is_fine(row.content))
-        vectors, segments = [one.whole for one in made], [one.segments for one in made]
         ordinals, kind = [span.ordinal for span in spans], kind_id(row.content_type)
         async with pool.tenant(tenant, WAIT_SECONDS) as connection:
             if await holds(connection, tenant, id, row.digest):  # else it was corrected meanwhile: begin again
-                done += await passages.save_vectors(connection, tenant, id, space, kind, ordinals, vectors, segments)
+                done += await passages.save_vectors(connection, tenant, id, space, kind, ordinals, made)
 
 
 def parse_item(payload: bytes | None) -> tuple[bytes, UUID]:

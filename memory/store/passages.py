@@ -1,6 +1,6 @@
 """Passages of items and their vectors: what search reads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -12,6 +12,7 @@ from pgvector import HalfVector
 
 from memory.find import Candidate, Wanted
 from memory.nouns import NIL
+from memory.segments import Segmented
 
 Floats = NDArray[np.float32]
 
@@ -104,7 +105,8 @@ async def search_items(
 
 def candidate(row: asyncpg.Record) -> Candidate:
     where = row["item"], row["ordinal"], row["start"], row["stop"]
-    return Candidate(*where, row["length"], row["distance"], tuple(row["matched"]))
+    near = (row["near_start"], row["near_stop"])
+    return Candidate(*where, row["length"], row["distance"], tuple(row["matched"]), near)
 
 
 async def sample_terms(
@@ -159,20 +161,15 @@ async def save_vectors(
     space: int,
     kind: int,
     ordinals: Sequence[int],
-    vectors: Sequence[Floats] | Floats,
-    segments: Sequence[Floats] = (),
+    embedded: Iterable[Segmented],
 ) -> int:
-    """Store vectors of an item; again changes nothing, and nothing is written for what is gone or in quarantine.
-
-    Args:
-        vectors: one a passage.
-        segments: of each passage, (k, 384) with k up to 3; () where none has any.
-    """
+    """Store vectors of an item; again changes nothing, and nothing is written for what is gone or in quarantine."""
+    made = list(embedded)
     written: int = await connection.fetchval(
-        "select infold.save_vectors($1, $2, $3, $4, $5, $6, $7, $8)",
-        tenant, item, space, kind, ordinals, [HalfVector(vector) for vector in vectors],
-        [HalfVector(segment) for several in segments for segment in several],
-        [len(several) for several in segments] or [0] * len(vectors),
+        "select infold.save_vectors($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        tenant, item, space, kind, list(ordinals), [HalfVector(one.whole) for one in made],
+        [HalfVector(segment) for one in made for segment in one.segments],
+        [stop for one in made for stop in one.stops], [len(one.stops) for one in made],
     )  # fmt: skip
     return written
 
@@ -232,19 +229,22 @@ async def load_around(
     """Each passage with its neighbours, in the order given; items up to `whole_tokens` come whole.
 
     Args:
-        reaches: how many neighbours on each side, of each passage.
+        reaches: how many neighbours on each side, of each passage; below 0 what is nearest in it comes alone.
     """
+    spans = [(reach < 0 and passage.near) or (None, None) for passage, reach in zip(passages, reaches, strict=True)]
     rows = await connection.fetch(
         "select i.id, i.content_type, i.created_at, i.tokens, case when i.tokens <= $4 then 0 else a.start end,"
         " case when i.tokens <= $4 then length(i.content) else a.stop end,"
         " case when i.tokens <= $4 then i.content else substr(i.content, a.start + 1, a.stop - a.start) end,"
         " i.tokens <= $4, (w.place - 1)::integer"
-        " from unnest($2::uuid[], $3::integer[], $5::integer[]) with ordinality as w (item, ordinal, reach, place)"
-        " cross join lateral (select min(p.start) as start, max(p.stop) as stop from infold.passages p"
-        "  where p.tenant = $1 and p.item = w.item and p.ordinal between w.ordinal - w.reach and w.ordinal + w.reach) a"
+        " from unnest($2::uuid[], $3::integer[], $5::integer[], $6::integer[], $7::integer[])"
+        " with ordinality as w (item, ordinal, reach, start, stop, place)"
+        " cross join lateral (select coalesce(w.start, min(p.start)) as start, coalesce(w.stop, max(p.stop)) as stop"
+        "  from infold.passages p where p.tenant = $1 and p.item = w.item and p.ordinal "
+        "  between w.ordinal - greatest(w.reach, 0) and w.ordinal + greatest(w.reach, 0)) a"
         " join infold.items i on i.tenant = $1 and i.id = w.item where i.status = 0 order by w.place",
         tenant, [passage.item for passage in passages], [passage.ordinal for passage in passages], whole_tokens,
-        reaches,
+        reaches, [start for start, _ in spans], [stop for _, stop in spans],
     )  # fmt: skip
     return [Around(*row) for row in rows]
 

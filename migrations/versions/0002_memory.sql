@@ -88,6 +88,7 @@ create table infold.vectors (
     live      boolean not null default true,
     embedding halfvec(384) not null,
     segments  halfvec(384)[],            -- up to three, of a passage that speaks of several things: the nearest counts
+    stops     integer[],                 -- characters of the passage at which each of them ends
     bits      bit(384) not null,         -- the signs of the first segment, or of the whole
     bits_2    bit(384),
     bits_3    bit(384),
@@ -306,10 +307,10 @@ begin
 end $$;
 
 -- Vectors of an item; again changes nothing. Nothing is written for an item that is gone or in quarantine.
---   p_segments: of all passages, one after the other; p_counts: how many each has, 0 to 3.
+--   p_segments, p_stops: of all passages, one after the other; p_counts: how many each has, 0 to 3.
 create function infold.save_vectors(
     p_tenant bytea, p_item uuid, p_space integer, p_kind integer, p_ordinals integer[], p_vectors halfvec[],
-    p_segments halfvec[], p_counts integer[]
+    p_segments halfvec[], p_stops integer[], p_counts integer[]
 ) returns integer language plpgsql as $$
 declare owner infold.items; written integer;
 begin
@@ -318,16 +319,16 @@ begin
         where i.tenant = p_tenant and i.id = p_item and i.status <> 2 for share;  -- a quarantine waits, then deletes
     if not found then return 0; end if;
     insert into infold.vectors
-        (tenant, item, ordinal, space, session, kind, live, embedding, segments, bits, bits_2, bits_3)
+        (tenant, item, ordinal, space, session, kind, live, embedding, segments, stops, bits, bits_2, bits_3)
         select p_tenant, p_item, new.ordinal, p_space,
                case when owner.shared then '00000000-0000-0000-0000-000000000000'::uuid else owner.session end,
-               p_kind, owner.status = 0, new.vector, parts.segments,
+               p_kind, owner.status = 0, new.vector, parts.segments, parts.stops,
                binary_quantize(coalesce(parts.segments[1], new.vector))::bit(384),
                binary_quantize(parts.segments[2])::bit(384), binary_quantize(parts.segments[3])::bit(384)
         from (select *, sum(counted) over (order by place)::integer as until
               from unnest(p_ordinals, p_vectors, p_counts) with ordinality as one (ordinal, vector, counted, place)) new
-        cross join lateral (select case when new.counted > 0
-                            then p_segments[new.until - new.counted + 1 : new.until] end as segments) parts
+        left join lateral (select p_segments[new.until - new.counted + 1 : new.until] as segments,
+                                  p_stops[new.until - new.counted + 1 : new.until] as stops) parts on new.counted > 0
         on conflict do nothing;
     get diagnostics written = row_count;
     update infold.tenants t set embedded = t.embedded + written where t.tenant = p_tenant;
@@ -340,6 +341,12 @@ create function infold.nearest(p_whole halfvec, p_segments halfvec[], p_query ha
 language sql immutable parallel safe
 return coalesce(least(p_segments[1] <=> p_query, p_segments[2] <=> p_query, p_segments[3] <=> p_query),
                 p_whole <=> p_query);
+
+-- Which of a passage's segments that is, from 1 on; null where it has none.
+create function infold.nearest_segment(p_segments halfvec[], p_query halfvec) returns integer
+language sql immutable parallel safe
+return case least(p_segments[1] <=> p_query, p_segments[2] <=> p_query, p_segments[3] <=> p_query)
+       when p_segments[1] <=> p_query then 1 when p_segments[2] <=> p_query then 2 when p_segments[3] <=> p_query then 3 end;
 
 -- Passages that hold the rarest words of a query, by BM25, and with each row in how many passages of the tenant each term
 -- stands, in the order of p_terms: a sample cannot tell a word that stands once from one that stands fifty times.
@@ -394,7 +401,7 @@ create function infold.search_items(
     p_word_ordinals integer[], p_all_terms integer[], p_space integer, p_query halfvec, p_k integer,
     p_exact integer, p_bits integer
 ) returns table (item uuid, ordinal integer, start integer, stop integer, length integer, distance double precision,
-                 matched integer[], plan text)
+                 matched integer[], near_start integer, near_stop integer, plan text)
 language plpgsql as $$
 #variable_conflict use_column
 declare
@@ -465,7 +472,9 @@ begin
         union select n.item, n.ordinal from unnest(near_items, near_ordinals) as n (item, ordinal)
     )
     select p.item, p.ordinal, p.start, p.stop, p.length, infold.nearest(v.embedding, v.segments, p_query),
-           array(select unnest(p.terms) intersect select unnest(p_all_terms)), at
+           array(select unnest(p.terms) intersect select unnest(p_all_terms)),
+           p.start + coalesce(v.stops[infold.nearest_segment(v.segments, p_query) - 1], 0),
+           coalesce(p.start + v.stops[infold.nearest_segment(v.segments, p_query)], p.stop), at
     from both_sides b
     join infold.passages p on p.tenant = p_tenant and p.item = b.item and p.ordinal = b.ordinal
     left join infold.vectors v

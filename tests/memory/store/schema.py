@@ -61,7 +61,7 @@ async def save_vectors(
 ) -> int:
     rows = [HalfVector(vector) for vector in vectors]
     written: int = await connection.fetchval(
-        "select infold.save_vectors($1, $2, $3, $4, $5, $6, '{}', $7)",
+        "select infold.save_vectors($1, $2, $3, $4, $5, $6, '{}', '{}', $7)",
         tenant, id, SPACE, kind, list(range(len(rows))), rows, [0] * len(rows),
     )  # fmt: skip
     return written

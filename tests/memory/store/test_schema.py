@@ -11,7 +11,8 @@ from pgvector.asyncpg import register_vector
 from memory.errors import StoreError
 from memory.identify import new_id, place
 from memory.nouns import NIL
-from memory.store import passages
+from memory.segments import Segmented
+from memory.store.passages import save_vectors as save
 from tests.conftest import finish, open_pool
 from tests.conversations import TENANT
 from tests.memory.store.schema import (
@@ -166,28 +167,31 @@ async def test_a_passage_is_as_near_as_the_nearest_thing_it_speaks_of(connection
     await add(connection, plain, ("apple tree",))
     await save_vectors(connection, plain, [vector("apple tree")])
     parts = [vector(text) for text in ("tree house", "apple pie", "green car")]
-    await passages.save_vectors(
-        connection, TENANT, mixed, SPACE, NOTE, [0], [vector("tree house apple pie green car")], [parts]
-    )
+    whole = vector("tree house apple pie green car")
+    await save(connection, TENANT, mixed, SPACE, NOTE, [0], [Segmented(whole, np.array(parts), (10, 20, 30))])
     rows = await search(connection, vector("apple pie"), scope=SCOPE, k=1, **bounds)
     assert [row["item"] for row in rows] == [mixed]
     assert rows[0]["distance"] == pytest.approx(0, abs=1e-3)
+    assert (rows[0]["near_start"], rows[0]["near_stop"]) == (10, 20)
+    (other,) = await search(connection, vector("apple tree"), scope=SCOPE, k=1, **bounds)
+    assert (other["item"], other["near_start"], other["near_stop"]) == (plain, 0, 10)
 
 
 async def test_each_passage_gets_its_own_segments(connection):
     kept = new_id()
     await add(connection, kept, ("one", "two", "three"))
-    whole, many = [vector(text) for text in ("one", "two", "three")], [vector(text) for text in "abcde"]
-    segments = [many[:2], [], many[2:]]
+    whole, many = [vector(text) for text in ("one", "two", "three")], np.array([vector(text) for text in "abcde"])
+    made = [Segmented(whole[0], many[:2], (1, 3)), Segmented(whole[1]), Segmented(whole[2], many[2:], (1, 2, 5))]
     async with connection.transaction():
-        assert await passages.save_vectors(connection, TENANT, kept, SPACE, NOTE, [0, 1, 2], whole, segments) == 3
+        assert await save(connection, TENANT, kept, SPACE, NOTE, [0, 1, 2], made) == 3
         await connection.execute("select set_config('infold.tenant', $1, true)", TENANT.hex())
         rows = await connection.fetch(
-            "select coalesce(cardinality(segments), 0) as n, bits_2 is null and bits_3 is null as alone,"
+            "select coalesce(cardinality(segments), 0) as n, stops, bits_2 is null and bits_3 is null as alone,"
             " infold.nearest(embedding, segments, $2) as apart from infold.vectors where item = $1 order by ordinal",
             kept, HalfVector(many[4]),
         )  # fmt: skip
     assert [row["n"] for row in rows] == [2, 0, 3]
+    assert [row["stops"] for row in rows] == [[1, 3], None, [1, 2, 5]]
     assert [row["alone"] for row in rows] == [False, True, False]
     assert rows[2]["apart"] == pytest.approx(0, abs=1e-3)
     assert min(rows[0]["apart"], rows[1]["apart"]) > 0.5
