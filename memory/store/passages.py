@@ -1,6 +1,6 @@
 """Passages of items and their vectors: what search reads."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from datetime import datetime
 from uuid import UUID
 
@@ -95,18 +95,26 @@ async def search_items(
 ) -> tuple[list[Candidate], str]:
     """What is near, and what words found, each with what the other side says of it; and the plan that found it."""
     rows = await connection.fetch(
-        "select * from infold.search_items($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        "select * from infold.search_items($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         scope.tenant, scope.sessions, scope.kinds, scope.archived, [item for item, _ in words.passages],
-        [ordinal for _, ordinal in words.passages], wanted.terms, space,
-        None if query is None else HalfVector(query), k, exact, bits,
+        [ordinal for _, ordinal in words.passages], space, None if query is None else HalfVector(query), k, exact, bits,
     )  # fmt: skip
-    return [candidate(row) for row in rows], rows[0]["plan"] if rows else "none"
+    asked = frozenset(wanted.terms)
+    return [candidate(row, asked) for row in rows], rows[0]["plan"] if rows else "none"
 
 
-def candidate(row: asyncpg.Record) -> Candidate:
-    where = row["item"], row["ordinal"], row["start"], row["stop"]
-    near = (row["near_start"], row["near_stop"])
-    return Candidate(*where, row["length"], row["distance"], tuple(row["matched"]), near)
+def candidate(row: asyncpg.Record, asked: Set[int]) -> Candidate:
+    """A passage as the search gives it, with what in it is nearest."""
+    item, ordinal, start, stop, length, terms, distances, stops, _ = row
+    matched = tuple(term for term in terms if term in asked)
+    near = [(distance, place) for place, distance in enumerate(distances) if distance is not None]
+    if not near:
+        return Candidate(item, ordinal, start, stop, length, None, matched)
+    distance, place = min(near)
+    edges = [0, *stops] if stops else [0, stop - start]
+    return Candidate(
+        item, ordinal, start, stop, length, distance, matched, (start + edges[place], start + edges[place + 1])
+    )
 
 
 async def sample_terms(

@@ -342,12 +342,6 @@ language sql immutable parallel safe
 return coalesce(least(p_segments[1] <=> p_query, p_segments[2] <=> p_query, p_segments[3] <=> p_query),
                 p_whole <=> p_query);
 
--- Which of a passage's segments that is, from 1 on; null where it has none.
-create function infold.nearest_segment(p_segments halfvec[], p_query halfvec) returns integer
-language sql immutable parallel safe
-return case least(p_segments[1] <=> p_query, p_segments[2] <=> p_query, p_segments[3] <=> p_query)
-       when p_segments[1] <=> p_query then 1 when p_segments[2] <=> p_query then 2 when p_segments[3] <=> p_query then 3 end;
-
 -- Passages that hold the rarest words of a query, by BM25, and with each row in how many passages of the tenant each term
 -- stands, in the order of p_terms: a sample cannot tell a word that stands once from one that stands fifty times.
 -- As the owner, because `@>` is not leakproof: under row-level security PostgreSQL would ask the policy first, row by row,
@@ -393,15 +387,15 @@ begin
         select * from infold.words(p_tenant, p_scope, p_kinds, p_archived, p_terms, p_passages, p_average, p_k);
 end $$;
 
--- The second: what is near, and those found by words, each with what the other side says of it.
+-- The second: what is near, and those found by words, each with what the other side says of it: all its terms, and how
+-- far its segments are, or the whole where it has none (null without a vector).
 --   p_scope: sessions (nil for shared items); null: the whole tenant.   p_query null: by words alone.
 -- Small scopes are compared one by one, larger ones by signs first, the largest by the graph.
 create function infold.search_items(
     p_tenant bytea, p_scope uuid[], p_kinds integer[], p_archived boolean, p_word_items uuid[],
-    p_word_ordinals integer[], p_all_terms integer[], p_space integer, p_query halfvec, p_k integer,
-    p_exact integer, p_bits integer
-) returns table (item uuid, ordinal integer, start integer, stop integer, length integer, distance double precision,
-                 matched integer[], near_start integer, near_stop integer, plan text)
+    p_word_ordinals integer[], p_space integer, p_query halfvec, p_k integer, p_exact integer, p_bits integer
+) returns table (item uuid, ordinal integer, start integer, stop integer, length integer, terms integer[],
+                 distances double precision[], stops integer[], plan text)
 language plpgsql as $$
 #variable_conflict use_column
 declare
@@ -471,10 +465,9 @@ begin
         select w.item, w.ordinal from unnest(p_word_items, p_word_ordinals) as w (item, ordinal)
         union select n.item, n.ordinal from unnest(near_items, near_ordinals) as n (item, ordinal)
     )
-    select p.item, p.ordinal, p.start, p.stop, p.length, infold.nearest(v.embedding, v.segments, p_query),
-           array(select unnest(p.terms) intersect select unnest(p_all_terms)),
-           p.start + coalesce(v.stops[infold.nearest_segment(v.segments, p_query) - 1], 0),
-           coalesce(p.start + v.stops[infold.nearest_segment(v.segments, p_query)], p.stop), at
+    select p.item, p.ordinal, p.start, p.stop, p.length, p.terms,
+           case when v.segments is null then array[v.embedding <=> p_query]
+           else array[v.segments[1] <=> p_query, v.segments[2] <=> p_query, v.segments[3] <=> p_query] end, v.stops, at
     from both_sides b
     join infold.passages p on p.tenant = p_tenant and p.item = b.item and p.ordinal = b.ordinal
     left join infold.vectors v

@@ -80,13 +80,13 @@ async def find_words(
 
 async def search(
     connection: asyncpg.Connection, query: Any, *, at: Place = HOME, scope: list[UUID] | None = None, kinds: Any = None,
-    archived: bool = False, words: Sequence[tuple[UUID, int]] = (), all_terms: Sequence[int] = (), k: int = 10,
+    archived: bool = False, words: Sequence[tuple[UUID, int]] = (), k: int = 10,
     exact: int = 2_000, bits: int = 10_000,
 ) -> list[asyncpg.Record]:  # fmt: skip
     rows: list[asyncpg.Record] = await connection.fetch(
-        "select * from infold.search_items($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        "select * from infold.search_items($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         at.tenant, scope, kinds, archived, [item for item, _ in words], [ordinal for _, ordinal in words],
-        list(all_terms), SPACE, None if query is None else HalfVector(query), k, exact, bits,
+        SPACE, None if query is None else HalfVector(query), k, exact, bits,
     )  # fmt: skip
     return rows
 

@@ -12,6 +12,7 @@ from memory.errors import StoreError
 from memory.identify import new_id, place
 from memory.nouns import NIL
 from memory.segments import Segmented
+from memory.store.passages import candidate
 from memory.store.passages import save_vectors as save
 from tests.conftest import finish, open_pool
 from tests.conversations import TENANT
@@ -169,12 +170,12 @@ async def test_a_passage_is_as_near_as_the_nearest_thing_it_speaks_of(connection
     parts = [vector(text) for text in ("tree house", "apple pie", "green car")]
     whole = vector("tree house apple pie green car")
     await save(connection, TENANT, mixed, SPACE, NOTE, [0], [Segmented(whole, np.array(parts), (10, 20, 30))])
-    rows = await search(connection, vector("apple pie"), scope=SCOPE, k=1, **bounds)
-    assert [row["item"] for row in rows] == [mixed]
-    assert rows[0]["distance"] == pytest.approx(0, abs=1e-3)
-    assert (rows[0]["near_start"], rows[0]["near_stop"]) == (10, 20)
-    (other,) = await search(connection, vector("apple tree"), scope=SCOPE, k=1, **bounds)
-    assert (other["item"], other["near_start"], other["near_stop"]) == (plain, 0, 10)
+    found = candidate(*await search(connection, vector("apple pie"), scope=SCOPE, k=1, **bounds), set(terms("apple")))
+    assert (found.item, found.near) == (mixed, (10, 20))
+    assert found.distance == pytest.approx(0, abs=1e-3)
+    assert found.matched == tuple(terms("apple"))
+    other = candidate(*await search(connection, vector("apple tree"), scope=SCOPE, k=1, **bounds), set())
+    assert (other.item, other.near, other.matched) == (plain, (0, 10), ())
 
 
 async def test_each_passage_gets_its_own_segments(connection):
@@ -203,17 +204,15 @@ async def test_a_search_tells_of_both_sides_for_everything_that_either_found(con
     await add(connection, named, ("green car",))
     await save_vectors(connection, near, [vector("apple pie")])
 
-    rows = await search(
-        connection, vector("apple pie"), scope=SCOPE, words=[(named, 0)], all_terms=terms("green pie tree")
-    )
-    found = {row["item"]: row for row in rows}
+    rows = await search(connection, vector("apple pie"), scope=SCOPE, words=[(named, 0)])
+    found = {row["item"]: candidate(row, set(terms("green pie tree"))) for row in rows}
     assert found.keys() == {near, named}
-    assert found[near]["distance"] == pytest.approx(0, abs=1e-3)
-    assert found[named]["distance"] is None
-    assert (found[near]["matched"], found[named]["matched"]) == (terms("pie"), terms("green"))
-    assert (found[near]["start"], found[near]["stop"], found[near]["length"]) == (0, 9, 2)
+    assert found[near].distance == pytest.approx(0, abs=1e-3)
+    assert (found[named].distance, found[named].near) == (None, None)
+    assert (found[near].matched, found[named].matched) == (tuple(terms("pie")), tuple(terms("green")))
+    assert (found[near].start, found[near].stop, found[near].length) == (0, 9, 2)
 
-    (only,) = await search(connection, None, scope=SCOPE, words=[(named, 0)], all_terms=terms("green"))
+    (only,) = await search(connection, None, scope=SCOPE, words=[(named, 0)])
     assert (only["item"], only["plan"]) == (named, "words")
 
 
