@@ -194,7 +194,8 @@ async def load(
         names = ["tenant", *(name.strip() for name in NAMES.split(","))]
         await connection.copy_records_to_table("items", schema_name="infold", records=items, columns=names)
         await connection.copy_records_to_table("passages", schema_name="infold", records=passages)
-        await connection.copy_records_to_table("vectors", schema_name="infold", records=signs)
+        names = ["tenant", "item", "ordinal", "space", "session", "kind", "live", "embedding", "bits"]
+        await connection.copy_records_to_table("vectors", schema_name="infold", records=signs, columns=names)
 
 
 async def count(connection: asyncpg.Connection, tenant: Tenant) -> None:

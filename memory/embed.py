@@ -160,9 +160,9 @@ class OnnxEmbedder:
         encoding = _encoded(read)
         starts = [left for left, _ in encoding.offsets]
         lines = sorted({bisect_left(starts, match.end()) for match in _PAUSES[1].finditer(read)} - {0, len(starts)})
-        whole, parts = self._loaded().segmented(encoding.ids, [0, *lines])
-        edges = [*starts, len(text)]
-        return Segmented(whole, parts.vectors, tuple(edges[stop] for stop in parts.stops))
+        whole, runs = self._loaded().segmented(encoding.ids, [0, *lines])
+        edges = [*starts, len(read)]
+        return Segmented(whole, runs.vectors, tuple(edges[stop] for stop in runs.stop_pieces))
 
     def _loaded(self) -> MiniLM:
         with self._loading:

@@ -43,8 +43,9 @@ class Vocabulary:
 
     def rarity(self, term: int, counted: float | None = None) -> float:
         """`counted`: in how many passages it stands; left out, as many as the sample says."""
-        having = min(self.frequency(term) if counted is None else counted, self.passages)
-        return math.log1p((self.passages - having + 0.5) / (having + 0.5))
+        having = min(self.frequency(term), self.passages) if counted is None else counted
+        passages = max(self.passages, having)  # more may have come since the sample
+        return math.log1p((passages - having + 0.5) / (having + 0.5))
 
 
 def vocabulary(passages: int, sample: Sequence[tuple[Sequence[int], int]], made: float) -> Vocabulary:
@@ -71,6 +72,10 @@ class Wanted:
         known = dict(zip(self.searched, having, strict=True)) if having else {}
         return replace(self, weights=tuple(vocabulary.rarity(term, known.get(term)) for term in self.terms))
 
+    def rare(self, least: float) -> frozenset[int]:
+        """The terms that are at least so rare."""
+        return frozenset(term for term, weight in zip(self.terms, self.weights, strict=True) if weight >= least)
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -83,7 +88,7 @@ class Candidate:
     length: int  # words
     distance: float | None  # cosine distance; None: not embedded, or no vector was asked for
     matched: tuple[int, ...]
-    near: tuple[int, int] | None = None  # characters of what in it is nearest, start and stop; None: all of it
+    near: tuple[int, int] | None = None  # characters of what in it is nearest, start and stop; None: no vector
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memory.errors import ModelError
-from memory.segments import Segments, segments
+from memory.segments import Runs, segments
 
 if TYPE_CHECKING:
     from onnx import NodeProto, TensorProto
@@ -69,7 +69,7 @@ class MiniLM:
         mean: Floats = self._session.run(["mean"], self._given(pieces))[0][0]
         return mean / np.linalg.norm(mean)
 
-    def segmented(self, pieces: Sequence[int], lines: Sequence[int]) -> tuple[Floats, Segments]:
+    def segmented(self, pieces: Sequence[int], lines: Sequence[int]) -> tuple[Floats, Runs]:
         """The vector of a text, (384,), and what it speaks of.
 
         Args:

@@ -39,10 +39,12 @@ Floats = NDArray[np.float32]
 SEARCH_SECONDS = 5.0
 QUERY_SECONDS = 2.0  # for the embedding of a query; then words search alone
 PASSAGES = 50  # that each side finds, at least
-NEAR_QUOTED, NAMED_QUOTED = 1_500, 250  # that are looked at for a working context, by their meaning and by their words
+NEAR_QUOTED, WORDS_QUOTED = 1_500, 250  # that are looked at for a working context, by their meaning and by their words
 LEAST_QUOTED_TOKENS = 32  # of a passage, about: more of them than so have room are not looked at
 NEAREST, REACH = 24, 2  # so many of the best come with so many neighbours on each side
 ALONE = -1  # the others: a passage with a rare word of the question as it is, of the rest what in it is nearest
+RARE = 4.6  # the rarity of a word that stands in one passage of a hundred
+SHORT_WORK = 256  # candidates; more are scored beside the event loop
 VOCABULARY_SECONDS = 600.0
 GROWTH, GROWN_PASSAGES = 0.1, 10  # a tenant's passages may grow so much before its words are counted again
 LATE_VECTORS = 5  # found passages that are embedded on the spot
@@ -66,10 +68,6 @@ class Found:
 
     def hits(self, limit: int) -> tuple[Hit, ...]:
         return fuse(self.candidates, self.wanted, self.vocabulary, limit)
-
-    def reach(self, passage: Candidate) -> int:
-        """How much of a passage is worth quoting that is not among the best."""
-        return 0 if any(term in self.wanted.searched for term in passage.matched) else ALONE
 
     def passages(self) -> list[tuple[float, Candidate]]:
         """Passages with their scores, best first."""
@@ -121,14 +119,14 @@ class Finder:
         k: int = PASSAGES,
         by_meaning: bool = True,
         exact: int = EXACT_ROWS,
-        named: int | None = None,
+        words_k: int | None = None,
     ) -> Found:
         """Look for a query's words and its meaning; without an embedder, or with a slow one, for its words alone.
 
         Args:
-            k: passages that each side finds.
+            k: passages that meaning finds, at most.
             exact: vectors up to which each is compared with the query.
-            named: passages that words find; left out, as many as meaning does.
+            words_k: passages that words find; left out, as many.
 
         Raises:
             StoreError: the database did not answer.
@@ -139,7 +137,7 @@ class Finder:
             known = await self._vocabulary(scope.tenant)
             asked = wanted(scope.tenant, query, known)
             async with self._pool.connection(SEARCH_SECONDS) as connection:
-                words = await find_words(connection, scope, asked, known.passages, known.average, named or k)
+                words = await find_words(connection, scope, asked, known.passages, known.average, words_k or k)
             vector = await embedding if embedding else None  # no connection is held meanwhile
         except BaseException:
             if embedding:
@@ -191,13 +189,18 @@ class Finder:
         """The passages that answer best and fit, the first with neighbours; items up to `whole_tokens` come whole."""
         most = max(PASSAGES, room_tokens // LEAST_QUOTED_TOKENS)
         found = await self.find(
-            scope, query, min(NEAR_QUOTED, most), exact=exact, named=max(PASSAGES, min(NAMED_QUOTED, most // 2))
+            scope, query, min(NEAR_QUOTED, most), exact=exact, words_k=max(PASSAGES, min(WORDS_QUOTED, most // 2))
         )
-        best = [(score, passage) for score, passage in found.passages() if score >= floor][:most]
+        ranked = await asyncio.to_thread(found.passages) if len(found.candidates) > SHORT_WORK else found.passages()
+        best = [(score, passage) for score, passage in ranked if score >= floor][:most]
         if not best:
             return ()
         passages = [passage for _, passage in best]
-        reaches = [REACH if n < NEAREST else found.reach(passage) for n, passage in enumerate(passages)]
+        rare = found.wanted.rare(RARE)
+        reaches = [
+            REACH if n < NEAREST else ALONE if rare.isdisjoint(passage.matched) else 0
+            for n, passage in enumerate(passages)
+        ]
         async with self._pool.tenant(scope.tenant, SEARCH_SECONDS) as connection:
             parts = await load_around(connection, scope.tenant, passages, reaches, whole_tokens)
         scores = [best[part.place][0] for part in parts]

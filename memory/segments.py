@@ -28,14 +28,14 @@ class Segmented(NamedTuple):
     stops: tuple[int, ...] = ()  # characters of the text at which each segment ends
 
 
-class Segments(NamedTuple):
+class Runs(NamedTuple):
     """In the order of the text: 2 to `MOST`, or none where all is one."""
 
     vectors: Floats  # (k, 384), of unit length
-    stops: tuple[int, ...] = ()  # the piece behind the last one of each
+    stop_pieces: tuple[int, ...] = ()  # the piece behind the last one of each
 
 
-def segments(pieces: Floats, lines: Sequence[int], most: int = MOST) -> Segments:
+def segments(pieces: Floats, lines: Sequence[int], most: int = MOST) -> Runs:
     """Gather a passage's lines into at most so many runs.
 
     Args:
@@ -43,7 +43,7 @@ def segments(pieces: Floats, lines: Sequence[int], most: int = MOST) -> Segments
         lines: the first piece of each line or sentence, ascending, 0 the first.
     """
     if len(lines) < 2:
-        return Segments(pieces[:0])
+        return Runs(pieces[:0])
     sums = np.add.reduceat(pieces, lines, axis=0)
     sizes = np.diff([*lines, len(pieces)])
     while len(sums) > 1 and (len(sums) > most or sizes.min() < LEAST_PIECES):
@@ -51,7 +51,7 @@ def segments(pieces: Floats, lines: Sequence[int], most: int = MOST) -> Segments
         sums[at] += sums[at + 1]
         sizes[at] += sizes[at + 1]
         sums, sizes = np.delete(sums, at + 1, axis=0), np.delete(sizes, at + 1)
-    return Segments(unit(sums), tuple(np.cumsum(sizes).tolist())) if len(sums) > 1 else Segments(pieces[:0])
+    return Runs(unit(sums), tuple(np.cumsum(sizes).tolist())) if len(sums) > 1 else Runs(pieces[:0])
 
 
 def joint(sums: Floats, sizes: NDArray[np.int_]) -> int:

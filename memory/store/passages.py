@@ -1,5 +1,6 @@
 """Passages of items and their vectors: what search reads."""
 
+import asyncio
 from collections.abc import Iterable, Sequence, Set
 from datetime import datetime
 from uuid import UUID
@@ -19,6 +20,7 @@ Floats = NDArray[np.float32]
 MOST_EMBEDDED = 16_384  # passages of one item that get vectors; words find the rest
 EXACT_ROWS = 2_000  # vectors up to which each is compared
 BITS_ROWS = 40_000  # up to which signs are compared first; beyond, the graph is asked, which misses what stands alone
+SHORT_WORK = 256  # rows; more are read beside the event loop
 SAMPLE = 2_000  # passages that tell how rare words are
 STRETCHES = 4  # of neighbours that they come from
 
@@ -99,8 +101,10 @@ async def search_items(
         scope.tenant, scope.sessions, scope.kinds, scope.archived, [item for item, _ in words.passages],
         [ordinal for _, ordinal in words.passages], space, None if query is None else HalfVector(query), k, exact, bits,
     )  # fmt: skip
-    asked = frozenset(wanted.terms)
-    return [candidate(row, asked) for row in rows], rows[0]["plan"] if rows else "none"
+    asked, plan = frozenset(wanted.terms), rows[0]["plan"] if rows else "none"
+    if len(rows) > SHORT_WORK:
+        return await asyncio.to_thread(lambda: [candidate(row, asked) for row in rows]), plan
+    return [candidate(row, asked) for row in rows], plan
 
 
 def candidate(row: asyncpg.Record, asked: Set[int]) -> Candidate:
@@ -237,24 +241,39 @@ async def load_around(
     """Each passage with its neighbours, in the order given; items up to `whole_tokens` come whole.
 
     Args:
-        reaches: how many neighbours on each side, of each passage; below 0 what is nearest in it comes alone.
+        reaches: how many neighbours on each side, of each passage; below 0 what is nearest in it comes alone, unless
+            the item was corrected meanwhile: then its passages are others.
     """
-    spans = [(reach < 0 and passage.near) or (None, None) for passage, reach in zip(passages, reaches, strict=True)]
+    alone = [reach < 0 for reach in reaches]
     rows = await connection.fetch(
-        "select i.id, i.content_type, i.created_at, i.tokens, case when i.tokens <= $4 then 0 else a.start end,"
-        " case when i.tokens <= $4 then length(i.content) else a.stop end,"
-        " case when i.tokens <= $4 then i.content else substr(i.content, a.start + 1, a.stop - a.start) end,"
+        "select i.id, i.content_type, i.created_at, i.tokens, case when i.tokens <= $4 then 0 else b.start end,"
+        " case when i.tokens <= $4 then length(i.content) else b.stop end,"
+        " case when i.tokens <= $4 then i.content else substr(i.content, b.start + 1, b.stop - b.start) end,"
         " i.tokens <= $4, (w.place - 1)::integer"
-        " from unnest($2::uuid[], $3::integer[], $5::integer[], $6::integer[], $7::integer[])"
-        " with ordinality as w (item, ordinal, reach, start, stop, place)"
-        " cross join lateral (select coalesce(w.start, min(p.start)) as start, coalesce(w.stop, max(p.stop)) as stop"
-        "  from infold.passages p where p.tenant = $1 and p.item = w.item and p.ordinal "
-        "  between w.ordinal - greatest(w.reach, 0) and w.ordinal + greatest(w.reach, 0)) a"
+        " from unnest($2::uuid[], $3::integer[], $5::integer[], $6::integer[], $7::integer[], $8::integer[],"
+        "  $9::integer[])"
+        " with ordinality as w (item, ordinal, reach, start, stop, near_start, near_stop, place)"
+        " cross join lateral (select min(p.start) as start, max(p.stop) as stop from infold.passages p"
+        "  where p.tenant = $1 and p.item = w.item and p.ordinal between w.ordinal - w.reach and w.ordinal + w.reach"
+        "  having count(*) > 0) a"
+        " cross join lateral (select a.start = w.start and a.stop = w.stop and w.near_start is not null as same) s"
+        " cross join lateral (select case when s.same then w.near_start else a.start end as start,"
+        "  case when s.same then w.near_stop else a.stop end as stop) b"
         " join infold.items i on i.tenant = $1 and i.id = w.item where i.status = 0 order by w.place",
         tenant, [passage.item for passage in passages], [passage.ordinal for passage in passages], whole_tokens,
-        reaches, [start for start, _ in spans], [stop for _, stop in spans],
+        [max(0, reach) for reach in reaches], [passage.start for passage in passages],
+        [passage.stop for passage in passages], *edges(passages, alone),
     )  # fmt: skip
     return [Around(*row) for row in rows]
+
+
+def edges(passages: Sequence[Candidate], alone: Sequence[bool]) -> tuple[list[int | None], list[int | None]]:
+    """Where what is nearest in a passage begins and ends, for those of which it comes alone."""
+    spans = [
+        passage.near if by_itself and passage.near else (None, None)
+        for passage, by_itself in zip(passages, alone, strict=True)
+    ]
+    return [start for start, _ in spans], [stop for _, stop in spans]
 
 
 async def load_named(

@@ -390,7 +390,8 @@ end $$;
 -- The second: what is near, and those found by words, each with what the other side says of it: all its terms, and how
 -- far its segments are, or the whole where it has none (null without a vector).
 --   p_scope: sessions (nil for shared items); null: the whole tenant.   p_query null: by words alone.
--- Small scopes are compared one by one, larger ones by signs first, the largest by the graph.
+-- Small scopes are compared one by one, larger ones by signs first, the largest by the graph, which knows whole passages
+-- alone: there a segment counts only once its passage is found.
 create function infold.search_items(
     p_tenant bytea, p_scope uuid[], p_kinds integer[], p_archived boolean, p_word_items uuid[],
     p_word_ordinals integer[], p_space integer, p_query halfvec, p_k integer, p_exact integer, p_bits integer
@@ -451,7 +452,8 @@ begin
             on v.tenant = p_tenant and v.item = c.item and v.space = p_space and v.ordinal = c.ordinal
             order by infold.nearest(v.embedding, v.segments, p_query) limit p_k) n;
     elsif at = 'graph' then
-        perform set_config('hnsw.ef_search', greatest(120, p_k)::text, true), set_config('hnsw.iterative_scan', 'relaxed_order', true),
+        perform set_config('hnsw.ef_search', least(1000, greatest(120, p_k))::text, true),  -- pgvector takes no more
+                set_config('hnsw.iterative_scan', 'relaxed_order', true),
                 set_config('enable_sort', 'off', true), set_config('enable_seqscan', 'off', true);
         select array_agg(n.item), array_agg(n.ordinal) into near_items, near_ordinals from (
             select v.item, v.ordinal from infold.vectors v

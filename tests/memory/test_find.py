@@ -61,6 +61,9 @@ def test_what_was_counted_weighs_as_it_was_and_the_others_by_the_sample():
     common = term_id(TENANT, "common")
     assert after[common] == before[common]
     assert found.counted((), known) == found
+    assert counted.rare(8) == {once}
+    unseen = Vocabulary(0, 0.0, {}, 0, 0.0)  # all was added since
+    assert unseen.rarity(once, 1) > unseen.rarity(often, 60)
 
 
 def test_an_item_ranks_by_its_best_passage_and_a_little_of_the_second():

@@ -19,6 +19,13 @@ def direction(word: str) -> NDArray[np.float64]:
     return np.random.default_rng(crc32(word.encode("utf-8", "replace"))).standard_normal(DIMENSIONS)
 
 
+def cloud(count: int, seed: int) -> NDArray[np.float32]:
+    """Points that vary in 16 directions, as texts do in some dozens: then signs tell near from far."""
+    directions = np.random.default_rng(0).standard_normal((16, 384))
+    points = np.random.default_rng(seed).standard_normal((count, 16)) @ directions
+    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+
+
 class WordVectors:
     """Counts what it was asked, so that a test sees what is embedded twice."""
 

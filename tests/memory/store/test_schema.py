@@ -5,21 +5,17 @@ import re
 import asyncpg
 import numpy as np
 import pytest
-from pgvector import HalfVector
 from pgvector.asyncpg import register_vector
 
 from memory.errors import StoreError
 from memory.identify import new_id, place
 from memory.nouns import NIL
-from memory.segments import Segmented
 from memory.store.passages import candidate
-from memory.store.passages import save_vectors as save
 from tests.conftest import finish, open_pool
 from tests.conversations import TENANT
 from tests.memory.store.schema import (
     HOME,
     LOG,
-    NOTE,
     SPACE,
     add,
     fill,
@@ -29,7 +25,7 @@ from tests.memory.store.schema import (
     search,
     terms,
 )
-from tests.memory.vectors import vector
+from tests.memory.vectors import cloud, vector
 
 OTHER = bytes(16)
 AWAY = place(TENANT, "away")
@@ -145,59 +141,6 @@ async def test_the_search_by_words_refuses_a_tenant_that_is_not_the_transactions
             await connection.fetch(ask, TENANT, terms("one"))
 
 
-async def test_a_word_that_stands_once_counts_more_than_two_that_stand_often(connection):
-    """Also where a sample has met none of them, and also those of other sessions tell how rare a word is."""
-    rare, often = new_id(), new_id()
-    await add(connection, rare, ("zyzzyva is here",))
-    await add(connection, often, ("people work here",))
-    for _ in range(20):
-        await add(connection, new_id(), ("people work there",), at=AWAY)
-    words = terms("zyzzyva people work")
-    rows = await connection.fetch(
-        "select * from infold.find_words($1, $2, null, false, $3, 22, 3, 50)", TENANT, [HOME.id], words
-    )
-    assert [row["item"] for row in rows] == [rare, often]
-    assert sorted(rows[0]["having_terms"]) == [1, 21, 21]
-    assert rows[0]["having_terms"][words.index(terms("zyzzyva")[0])] == 1
-
-
-@pytest.mark.parametrize("bounds", [{"exact": 2_000}, {"exact": 0}], ids=["exact", "bits"])
-async def test_a_passage_is_as_near_as_the_nearest_thing_it_speaks_of(connection, bounds):
-    mixed, plain = new_id(), new_id()
-    await add(connection, mixed, ("tree house apple pie green car",))
-    await add(connection, plain, ("apple tree",))
-    await save_vectors(connection, plain, [vector("apple tree")])
-    parts = [vector(text) for text in ("tree house", "apple pie", "green car")]
-    whole = vector("tree house apple pie green car")
-    await save(connection, TENANT, mixed, SPACE, NOTE, [0], [Segmented(whole, np.array(parts), (10, 20, 30))])
-    found = candidate(*await search(connection, vector("apple pie"), scope=SCOPE, k=1, **bounds), set(terms("apple")))
-    assert (found.item, found.near) == (mixed, (10, 20))
-    assert found.distance == pytest.approx(0, abs=1e-3)
-    assert found.matched == tuple(terms("apple"))
-    other = candidate(*await search(connection, vector("apple tree"), scope=SCOPE, k=1, **bounds), set())
-    assert (other.item, other.near, other.matched) == (plain, (0, 10), ())
-
-
-async def test_each_passage_gets_its_own_segments(connection):
-    kept = new_id()
-    await add(connection, kept, ("one", "two", "three"))
-    whole, many = [vector(text) for text in ("one", "two", "three")], np.array([vector(text) for text in "abcde"])
-    made = [Segmented(whole[0], many[:2], (1, 3)), Segmented(whole[1]), Segmented(whole[2], many[2:], (1, 2, 5))]
-    async with connection.transaction():
-        assert await save(connection, TENANT, kept, SPACE, NOTE, [0, 1, 2], made) == 3
-        await connection.execute("select set_config('infold.tenant', $1, true)", TENANT.hex())
-        rows = await connection.fetch(
-            "select coalesce(cardinality(segments), 0) as n, stops, bits_2 is null and bits_3 is null as alone,"
-            " infold.nearest(embedding, segments, $2) as apart from infold.vectors where item = $1 order by ordinal",
-            kept, HalfVector(many[4]),
-        )  # fmt: skip
-    assert [row["n"] for row in rows] == [2, 0, 3]
-    assert [row["stops"] for row in rows] == [[1, 3], None, [1, 2, 5]]
-    assert [row["alone"] for row in rows] == [False, True, False]
-    assert rows[2]["apart"] == pytest.approx(0, abs=1e-3)
-    assert min(rows[0]["apart"], rows[1]["apart"]) > 0.5
-
-
 async def test_a_search_tells_of_both_sides_for_everything_that_either_found(connection):
     near, named = new_id(), new_id()
     await add(connection, near, ("apple pie",))
@@ -214,13 +157,6 @@ async def test_a_search_tells_of_both_sides_for_everything_that_either_found(con
 
     (only,) = await search(connection, None, scope=SCOPE, words=[(named, 0)])
     assert (only["item"], only["plan"]) == (named, "words")
-
-
-def cloud(count: int, seed: int) -> np.ndarray:
-    """Points that vary in 16 directions, as texts do in some dozens: then signs tell near from far."""
-    directions = np.random.default_rng(0).standard_normal((16, 384))
-    points = np.random.default_rng(seed).standard_normal((count, 16)) @ directions
-    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
 
 
 ARCHIVED = 3  # the position of the one that is
@@ -286,6 +222,11 @@ async def test_every_plan_knows_kinds_archives_and_the_whole_tenant(reading, lib
     assert ids[ARCHIVED] in {
         row["item"] for row in await search(reading, asked, scope=SCOPE, archived=True, **PLANS[plan])
     }
+
+
+async def test_the_graph_gives_all_that_are_asked_for(reading, library):
+    rows = await search(reading, cloud(1, 6)[0], scope=SCOPE, **(PLANS["graph"] | {"k": 1_500}))
+    assert ({row["plan"] for row in rows}, len(rows)) == ({"graph"}, 1_500)
 
 
 async def test_the_plan_goes_by_how_much_there_is(reading, library):
