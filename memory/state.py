@@ -56,7 +56,7 @@ log = structlog.get_logger()
 
 READ_SECONDS = 5.0
 WRITE_SECONDS = 60.0
-THOROUGH_ROWS = 50_000  # vectors up to which each is compared for a working context: a tenth of a second
+THOROUGH_ROWS = 50_000  # vectors up to which each is compared for a working context: some tenths of a second
 UNKNOWN_WINDOW = 8_192  # tokens, of a model that nobody knows
 MOST_LISTED = 1_000
 MOST_TENDED = 10_000  # items of a session in one run of hygiene

@@ -1,7 +1,7 @@
 """Passages of items and their vectors: what search reads."""
 
 import asyncio
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Collection, Iterable, Mapping, Sequence, Set
 from datetime import datetime
 from uuid import UUID
 
@@ -20,6 +20,7 @@ Floats = NDArray[np.float32]
 MOST_EMBEDDED = 16_384  # passages of one item that get vectors; words find the rest
 EXACT_ROWS = 2_000  # vectors up to which each is compared
 BITS_ROWS = 40_000  # up to which signs are compared first; beyond, the graph is asked, which misses what stands alone
+READ_WHOLE_BYTES = 65_536  # of an item, for each part of it: PostgreSQL counts to a part from the beginning
 SHORT_WORK = 256  # rows; more are read beside the event loop
 SAMPLE = 2_000  # passages that tell how rare words are
 STRETCHES = 4  # of neighbours that they come from
@@ -246,25 +247,56 @@ async def load_around(
     """
     alone = [reach < 0 for reach in reaches]
     rows = await connection.fetch(
-        "select i.id, i.content_type, i.created_at, i.tokens, case when i.tokens <= $4 then 0 else b.start end,"
-        " case when i.tokens <= $4 then length(i.content) else b.stop end,"
-        " case when i.tokens <= $4 then i.content else substr(i.content, b.start + 1, b.stop - b.start) end,"
-        " i.tokens <= $4, (w.place - 1)::integer"
-        " from unnest($2::uuid[], $3::integer[], $5::integer[], $6::integer[], $7::integer[], $8::integer[],"
-        "  $9::integer[])"
-        " with ordinality as w (item, ordinal, reach, start, stop, near_start, near_stop, place)"
-        " cross join lateral (select min(p.start) as start, max(p.stop) as stop from infold.passages p"
-        "  where p.tenant = $1 and p.item = w.item and p.ordinal between w.ordinal - w.reach and w.ordinal + w.reach"
-        "  having count(*) > 0) a"
-        " cross join lateral (select a.start = w.start and a.stop = w.stop and w.near_start is not null as same) s"
-        " cross join lateral (select case when s.same then w.near_start else a.start end as start,"
-        "  case when s.same then w.near_stop else a.stop end as stop) b"
-        " join infold.items i on i.tenant = $1 and i.id = w.item where i.status = 0 order by w.place",
+        "select id, content_type, created_at, tokens, start, stop, whole, place, digest,"
+        " case when whole then content when not all_at_once then substr(content, start + 1, stop - start) end as text"
+        " from (select i.id, i.content_type, i.created_at, i.tokens, i.content, i.digest,"
+        "  w.place::integer - 1 as place, i.tokens <= $4 as whole,"
+        "  case when i.tokens <= $4 then 0 else b.start end as start,"
+        "  case when i.tokens <= $4 then length(i.content) else b.stop end as stop,"
+        "  octet_length(i.content) <= $10 * count(*) over (partition by i.id) as all_at_once"
+        "  from unnest($2::uuid[], $3::integer[], $5::integer[], $6::integer[], $7::integer[], $8::integer[],"
+        "   $9::integer[]) with ordinality as w (item, ordinal, reach, start, stop, near_start, near_stop, place)"
+        "  cross join lateral (select min(p.start) as start, max(p.stop) as stop from infold.passages p"
+        "   where p.tenant = $1 and p.item = w.item and p.ordinal between w.ordinal - w.reach and w.ordinal + w.reach"
+        "   having count(*) > 0) a"
+        "  cross join lateral (select a.start = w.start and a.stop = w.stop and w.near_start is not null as same) s"
+        "  cross join lateral (select case when s.same then w.near_start else a.start end as start,"
+        "   case when s.same then w.near_stop else a.stop end as stop) b"
+        "  join infold.items i on i.tenant = $1 and i.id = w.item where i.status = 0) parts order by place",
         tenant, [passage.item for passage in passages], [passage.ordinal for passage in passages], whole_tokens,
         [max(0, reach) for reach in reaches], [passage.start for passage in passages],
-        [passage.stop for passage in passages], *edges(passages, alone),
+        [passage.stop for passage in passages], *edges(passages, alone), READ_WHOLE_BYTES,
     )  # fmt: skip
-    return [Around(*row) for row in rows]
+    contents = await load_contents(connection, tenant, {row["id"] for row in rows if row["text"] is None})
+    return [around(row, text) for row in rows if (text := text_of(row, contents)) is not None]
+
+
+async def load_contents(
+    connection: asyncpg.Connection, tenant: bytes, ids: Collection[UUID]
+) -> dict[UUID, tuple[bytes, str]]:
+    """Digests and contents of active items."""
+    if not ids:
+        return {}
+    rows = await connection.fetch(
+        "select id, digest, content from infold.items where tenant = $1 and id = any($2) and status = 0",
+        tenant, list(ids),
+    )  # fmt: skip
+    return {row["id"]: (row["digest"], row["content"]) for row in rows}
+
+
+def text_of(row: asyncpg.Record, contents: Mapping[UUID, tuple[bytes, str]]) -> str | None:
+    """A part's text; None where the item was corrected or went away between two statements."""
+    if row["text"] is not None:
+        return str(row["text"])
+    digest, content = contents.get(row["id"], (b"", ""))
+    return content[row["start"] : row["stop"]] if digest == row["digest"] else None
+
+
+def around(row: asyncpg.Record, text: str) -> Around:
+    return Around(
+        row["id"], row["content_type"], row["created_at"], row["tokens"], row["start"], row["stop"], text, row["whole"],
+        row["place"],
+    )  # fmt: skip
 
 
 def edges(passages: Sequence[Candidate], alone: Sequence[bool]) -> tuple[list[int | None], list[int | None]]:

@@ -7,7 +7,8 @@ from pgvector import HalfVector
 from memory.find import Candidate, Vocabulary, Wanted, passage_scores
 from memory.identify import new_id, place
 from memory.segments import Segmented
-from memory.store.passages import candidate, load_around
+from memory.store import passages
+from memory.store.passages import candidate, load_around, text_of
 from memory.store.passages import save_vectors as save
 from tests.conversations import TENANT
 from tests.memory.store.schema import HOME, NOTE, SPACE, add, save_vectors, search, terms
@@ -52,7 +53,11 @@ async def test_one_of_many_is_found_by_each_thing_it_speaks_of(connection, bound
     assert (found.item, found.near) == (kept, [(0, 3), (3, 7), (7, 13)][place])
 
 
-async def test_what_is_nearest_in_a_passage_is_read_alone_unless_the_item_was_corrected(connection):
+@pytest.mark.parametrize("bytes_a_part", [0, 10, 65_536], ids=["parts alone", "in between", "whole"])
+async def test_what_is_nearest_in_a_passage_is_read_alone_unless_the_item_was_corrected(
+    connection, monkeypatch, bytes_a_part
+):
+    monkeypatch.setattr(passages, "READ_WHOLE_BYTES", bytes_a_part)
     id = new_id()
     await add(connection, id, ("one two three", "four five", "six"), tokens=10_000)
     near = Candidate(id, 0, 0, 13, 3, 0.1, (), (4, 7))
@@ -70,6 +75,13 @@ async def test_what_is_nearest_in_a_passage_is_read_alone_unless_the_item_was_co
         (3, 0, "one two three"),
         (4, 14, "four five"),
     ]
+
+
+def test_a_part_of_an_item_that_was_corrected_meanwhile_has_no_text():
+    row = {"id": new_id(), "digest": b"old", "text": None, "start": 4, "stop": 7}
+    assert text_of(row, {row["id"]: (b"old", "one two three")}) == "two"
+    assert text_of(row, {row["id"]: (b"new", "uno dos tres")}) is None
+    assert text_of(row, {}) is None
 
 
 async def test_the_database_ranks_words_as_the_fusion_does(connection):
