@@ -38,6 +38,12 @@ CLIENTS = [
     Client("openai-1", "openai (Python) 1.x", {"chat": "openai_sdk.py"}),
     Client("openai-2", "openai (Python) 2.x", {"chat": "openai_sdk.py"}),
     Client("openai-3", "openai (Python) 3.x", {"chat": "openai_sdk.py"}),
+    Client("langchain", "LangChain (Python)", {"chat": "langchain_chat.py"}),
+    Client("pydantic-ai", "Pydantic AI", {"chat": "pydantic_agents.py"}),
+    Client("openai-agents", "OpenAI Agents SDK (Python)", {"chat": "agents_sdk.py"}),
+    Client("litellm", "LiteLLM, as a library", {"chat": "litellm_sdk.py"}),
+    Client("openai-node", "openai (Node)", {"chat": "openai_node.mjs"}),
+    Client("vercel", "Vercel AI SDK (Node)", {"chat": "vercel.mjs"}),
 ]
 
 
@@ -45,7 +51,7 @@ def command(client: Client, dialect: str, folder: Path) -> list[str]:
     """What starts a client's driver; makes its environment in `folder` where it is not there yet.
 
     Raises:
-        FileNotFoundError: this machine has no Node.
+        FileNotFoundError: this machine has no npm.
         subprocess.CalledProcessError: the package registry did not give what is pinned.
     """
     return with_node(client, dialect, folder) if client.runs_on_node else with_python(client, dialect, folder)
@@ -64,10 +70,10 @@ def with_python(client: Client, dialect: str, folder: Path) -> list[str]:
 
 
 def with_node(client: Client, dialect: str, folder: Path) -> list[str]:
-    """The drivers lie beside the packages, for Node looks for packages where a script is."""
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
-        raise FileNotFoundError("node and npm are not on this machine")
+    """The drivers lie beside the packages, for Node looks for packages where a script is. Node itself is pinned, too."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError("npm is not on this machine")
     pins = [PINNED / client.name / name for name in ("package.json", "package-lock.json")]
     place = folder / f"{client.name}-{digest(*(pin.read_bytes() for pin in pins))}"
     if not (place / "complete").exists():
@@ -78,7 +84,10 @@ def with_node(client: Client, dialect: str, folder: Path) -> list[str]:
         run([npm, "ci", "--silent", "--no-audit", "--no-fund", "--prefix", str(place)])
         (place / "complete").touch()
     shutil.copytree(DRIVERS, place / "drivers", dirs_exist_ok=True)
-    return [node, str(place / "drivers" / dialect / client.drivers[dialect])]
+    return [
+        str(place / "node_modules" / "node" / "bin" / "node"),
+        str(place / "drivers" / dialect / client.drivers[dialect]),
+    ]
 
 
 def run(words: list[str]) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 from urllib.parse import urlsplit
 
@@ -29,6 +29,7 @@ class Answer:
     headers: tuple[Header, ...]
     body: bytes  # chunk sizes removed
     complete: bool  # False: it broke off
+    abandoned: bool = False  # whoever asked hung up before its end
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +101,19 @@ class Recorder:
         there, back = await asyncio.open_connection(self.target.hostname, self.target.port)
         try:
             async with asyncio.TaskGroup() as both:
-                both.create_task(self._pass(reader, back, connection.asked))
-                both.create_task(self._pass(there, writer, connection.answered))
+                both.create_task(self._pass(reader, back, connection, connection.asked))
+                both.create_task(self._pass(there, writer, connection, connection.answered))
         finally:
             connection.ended = True
             for each in (writer, back):
                 each.close()
 
     async def _pass(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, hear: Callable[[bytes], None]
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        connection: "_Connection",
+        hear: Callable[[bytes], None],
     ) -> None:
         """Pass on what comes, and how it ends: FIN as FIN, RST as RST."""
         try:
@@ -116,9 +121,11 @@ class Recorder:
                 hear(data)
                 sink.write(data)
                 await sink.drain()
+            connection.ends(hear)
             with contextlib.suppress(OSError):
                 sink.write_eof()
         except ConnectionError:
+            connection.ends(hear)
             reset(sink.transport)
 
 
@@ -128,6 +135,7 @@ class _Connection:
     def __init__(self, recorder: Recorder) -> None:
         self.recorder = recorder
         self.ended = False
+        self._abandoned: bool | None = None  # None: nobody has hung up yet
         self._asking = b""
         self._requests: list[tuple[int, Seen]] = []
         self._answers = b""
@@ -140,6 +148,11 @@ class _Connection:
 
     def answered(self, data: bytes) -> None:
         self._answers += data
+
+    def ends(self, heard: Callable[[bytes], None]) -> None:
+        """Take down which side hung up, if it is the first of the two."""
+        if self._abandoned is None:
+            self._abandoned = heard == self.asked
 
     @property
     def is_under_way(self) -> bool:
@@ -154,6 +167,8 @@ class _Connection:
         rest = self._answers
         for number, request in self._requests:
             answer, rest = parse_answer(rest, request.method)
+            if not answer.complete and self._abandoned:
+                answer = replace(answer, abandoned=True)
             yield number, Exchange(request, answer)
 
 

@@ -109,15 +109,21 @@ class Bench:
     back: Recorder  # Infold -> provider
 
     def direct(self, driver: Driver, scenario: Scenario, key: str) -> Route:
-        self.provider.play(scenario)
+        self._begin(scenario)
         result = driver.run(scenario.name, f"{self.around.url}/v1", key)
         passed = self.around.take()
         return Route(without(result, self.around.url), passed, passed)
 
     def through(self, driver: Driver, scenario: Scenario, key: str) -> Route:
-        self.provider.play(scenario)
+        self._begin(scenario)
         result = driver.run(scenario.name, f"{self.front.url}/v1", key)
         return Route(without(result, self.front.url), self.front.take(), self.back.take())
+
+    def _begin(self, scenario: Scenario) -> None:
+        """Leave behind what a scenario that failed may still have had under way."""
+        for recorder in (self.around, self.front, self.back):
+            recorder.take()
+        self.provider.play(scenario)
 
 
 def without(result: Any, url: str) -> Any:
@@ -155,7 +161,10 @@ def touched(through: Route, dialect: Dialect) -> list[str]:
     found = []
     for number, (here, there) in enumerate(zip(client, provider, strict=True)):
         found += [f"request {number}: {what}" for what in unequal(asked_parts(here), asked_parts(there))]
-        found += [f"answer {number}: {what}" for what in unequal(answered_parts(here), answered_parts(there))]
+        upto = min(len(here.answer.body), len(there.answer.body)) if here.answer.abandoned else None
+        found += [
+            f"answer {number}: {what}" for what in unequal(answered_parts(here, upto), answered_parts(there, upto))
+        ]
         modes = [value for name, value in here.answer.headers if name.lower() == b"x-infold-mode"]
         if dialect.managed.encode() in here.request.target and modes != [b"wire"]:
             found.append(f"answer {number}: not a managed wire, x-infold-mode is {modes}")
@@ -172,13 +181,14 @@ def asked_parts(exchange: Exchange) -> dict[str, Any]:
     }
 
 
-def answered_parts(exchange: Exchange) -> dict[str, Any]:
+def answered_parts(exchange: Exchange, upto: int | None) -> dict[str, Any]:
+    """What must be the same; a client that hung up (some do on a 429) can be told only up to where it did."""
     answer = exchange.answer
     return {
         "status": answer.status,
         "headers": by_name(answer.headers),
-        "body": answer.body,
-        "complete": answer.complete,
+        "body": answer.body[:upto],
+        "complete": answer.complete if upto is None else None,
     }
 
 
