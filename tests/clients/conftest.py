@@ -8,7 +8,7 @@ from pathlib import Path
 import platformdirs
 import pytest
 
-from tests.clients.environments import Client, command
+from tests.clients.installing import Client, command
 from tests.clients.recorder import Recorder
 from tests.clients.results import Book
 from tests.clients.running import Bench, Driver, Provider

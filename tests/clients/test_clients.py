@@ -10,7 +10,7 @@ import pytest
 
 from tests.clients.chat import CHAT
 from tests.clients.conftest import DriverOf
-from tests.clients.environments import CLIENTS, Client
+from tests.clients.installing import CLIENTS, Client
 from tests.clients.results import Book, Came
 from tests.clients.running import Bench, differences, not_the_scenario, touched
 from tests.clients.scenarios import Dialect, Scenario

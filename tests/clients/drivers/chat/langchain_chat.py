@@ -40,7 +40,7 @@ def stream(at: At, **settings: Any) -> Any:
     ending = {}
     try:
         for chunk in model(at, **settings).stream([USER]):
-            chunks.append(chunk)
+            chunks.append(chunk)  # noqa: PERF402 (those before an error count, too)
     except Exception as error:
         ending = told(error)
     texts = [chunk.content for chunk in chunks]

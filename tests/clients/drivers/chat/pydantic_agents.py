@@ -27,21 +27,25 @@ def agent(at: At, profile: OpenAIModelProfile | None = None, **more: Any) -> Age
 
 
 def seen(run: Any) -> Any:
-    """The output, and each answer's parts; ids and times that Pydantic AI makes by chance aside."""
+    """The output and the answers."""
     output = run.output.model_dump() if isinstance(run.output, BaseModel) else run.output
-    answers = [message for message in run.new_messages() if message.kind == "response"]
-    told_answers = [
+    return {"output": output, "answers": answers(run.new_messages())}
+
+
+def answers(messages: Any) -> Any:
+    """Each answer's parts; ids and times that Pydantic AI makes by chance aside."""
+    return [
         {
             "parts": [
                 (part.part_kind, getattr(part, "content", None), getattr(part, "args", None)) for part in one.parts
             ],
-            "usage": vars(one.usage) if hasattr(one.usage, "__dict__") else str(one.usage),
+            "usage": str(one.usage),
             "model": one.model_name,
             "details": one.provider_details,
         }
-        for one in answers
+        for one in messages
+        if one.kind == "response"
     ]
-    return {"output": output, "answers": told_answers}
 
 
 async def ask(at: At, question: Any = QUESTION, settings: Any = None, **more: Any) -> Any:
@@ -51,15 +55,15 @@ async def ask(at: At, question: Any = QUESTION, settings: Any = None, **more: An
 async def stream(at: At, **more: Any) -> Any:
     texts: list[str] = []
     ending: dict[str, Any] = {}
-    usage = None
+    said: Any = []
     try:
         async with agent(at, **more).run_stream(QUESTION) as run:
             async for text in run.stream_text(delta=True, debounce_by=None):
                 texts.append(text)
-            usage = str(run.usage() if callable(run.usage) else run.usage)
+            said = answers(run.all_messages())
     except Exception as error:
         ending = told(error)
-    return {"text": "".join(texts), "texts": texts, "usage": usage, **ending}
+    return {"text": "".join(texts), "texts": texts, "answers": said, **ending}
 
 
 async def tools(at: At) -> Any:
