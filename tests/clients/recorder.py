@@ -45,6 +45,7 @@ class Recorder:
         self.target = urlsplit(target)
         self.port = 0
         self._connections: list[_Connection] = []
+        self._writers: list[asyncio.StreamWriter] = []
         self._requests = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
@@ -90,23 +91,30 @@ class Recorder:
         self._ready.set()
         await self._stop.wait()
         server.close()
-        rest = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in rest:
-            task.cancel()
-        await asyncio.gather(*rest, return_exceptions=True)
+        while self._writers:  # aborted connections are gone a moment later
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.sleep(0.01)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = _Connection(self)
         self._connections.append(connection)
-        there, back = await asyncio.open_connection(self.target.hostname, self.target.port)
+        ours = [writer]
+        self._writers.append(writer)
         try:
+            there, back = await asyncio.open_connection(self.target.hostname, self.target.port)
+            ours.append(back)
+            self._writers.append(back)
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pass(reader, back, connection, connection.asked))
                 both.create_task(self._pass(there, writer, connection, connection.answered))
         finally:
             connection.ended = True
-            for each in (writer, back):
+            for each in ours:
                 each.close()
+                with contextlib.suppress(ConnectionError):
+                    await each.wait_closed()
+                self._writers.remove(each)
 
     async def _pass(
         self,
