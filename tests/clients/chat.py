@@ -237,7 +237,7 @@ SCENARIOS = [
     Scenario("packed", "an answer encoded with gzip", packed, (r"(?i)accept-encoding: .*gzip",), (OPENS,)),
     Scenario("more fields", "unknown fields and an explicit null", spoken, (r'"top_k": ?5', r'"min_p": ?null'), (OPENS,)),
     Scenario("more query", "query parameters", spoken, (r"^POST \S+\?api-version=2026-01-01",), (OPENS,)),
-    Scenario("cookies", "cookies of the provider come back to it", baked, (f"{POST}(.|\n)*{POST}",), ("no cookie",)),
+    Scenario("cookies", "two cookies are set; what the client returns of them", baked, (f"{POST}(.|\n)*{POST}",), ("no cookie",)),
     Scenario("embeddings", "embeddings, relayed", embedded, (r"^POST /v1/embeddings",), (r"0\.125",)),
     Scenario("models", "the list of models, relayed", listed, (r"^GET /v1/models",), ("ft:gpt-4o:acme::a1",)),
 ]  # fmt: skip

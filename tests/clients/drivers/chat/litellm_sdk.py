@@ -101,7 +101,7 @@ drive(
     },
     cannot={
         "developer": "turns the developer role into system before it asks",
-        "more query": "does not pass query parameters on",
+        "more query": "does not pass `extra_query` on",
         "models": "does not list a provider's models",
     },
 )
