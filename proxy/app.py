@@ -12,7 +12,6 @@ from functools import partial
 from types import FrameType
 
 import asyncpg
-import httpx
 import structlog
 from starlette.applications import Starlette
 from starlette.routing import Route
@@ -44,7 +43,7 @@ from proxy.metrics import Metrics
 from proxy.relay import relay
 from proxy.rest.table import routes
 from proxy.upstream import Upstream
-from proxy.windows import Windows
+from proxy.windows import Windows, client_without_cookies
 from proxy.wire.openai import Parser
 
 log = structlog.get_logger()
@@ -115,7 +114,7 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     recorder = Recorder(pool, spool)
     upstream = Upstream(config.upstream, silence_timeout_seconds=config.silence_timeout_seconds)
     stack.push_async_callback(upstream.close)
-    client = await stack.enter_async_context(httpx.AsyncClient())
+    client = await stack.enter_async_context(client_without_cookies())
     embedding = embedder_for(config)
     counter = Counter()
     programs = Pool(dsn, size=4)  # of their own: a timeout shuts the gate of a pool for all who use it

@@ -1,5 +1,7 @@
 """Windows of models nobody told us: asked of the upstream's /v1/models, with the client's key, beside its request."""
 
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+
 import httpx
 import structlog
 
@@ -12,6 +14,11 @@ log = structlog.get_logger()
 
 ASKING_SECONDS = 10.0
 IDENTITY = frozenset((b"authorization", b"api-key", b"x-api-key", b"openai-organization", b"openai-project"))
+
+
+def client_without_cookies() -> httpx.AsyncClient:
+    """A client that keeps no cookies: what the provider sets for one key must not go with another's."""
+    return httpx.AsyncClient(cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())))
 
 
 class Windows:

@@ -286,10 +286,9 @@ def parse_request(data: bytes, connection: int = 0) -> Seen | None:
     headers = tuple((name, value.strip(b" ")) for name, _, value in (line.partition(b":") for line in lines))
     known = {name.lower(): value for name, value in headers}
     if known.get(b"transfer-encoding", b"").lower() == b"chunked":
-        whole = _dechunk(rest)
-        if whole is None:
+        body, used, complete = dechunk(rest)
+        if not complete:
             return None
-        body, used = whole
     else:
         used = int(known.get(b"content-length", b"0"))
         if len(rest) < used:
@@ -298,20 +297,20 @@ def parse_request(data: bytes, connection: int = 0) -> Seen | None:
     return Seen(data[: len(head) + 4 + used], method.decode(), target, headers, body, connection)
 
 
-def _dechunk(data: bytes) -> tuple[bytes, int] | None:
-    """The body and how many bytes of `data` it took; None while the last chunk is missing."""
+def dechunk(data: bytes) -> tuple[bytes, int, bool]:
+    """The body as far as it has come, how many bytes of `data` it took, and whether the last chunk is there."""
     pieces: list[bytes] = []
     at = 0
     while (line := data.find(b"\r\n", at)) >= 0:
         size = int(data[at:line].partition(b";")[0], 16)
         begin, end = line + 2, line + 2 + size
         if len(data) < end + 2:
-            return None
+            return b"".join([*pieces, data[begin:end]]), len(data), False
         if not size:
-            return b"".join(pieces), end + 2
+            return b"".join(pieces), end + 2, True
         pieces.append(data[begin:end])
         at = end + 2
-    return None
+    return b"".join(pieces), len(data), False
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ PAGES = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "docs/cli.md",
+    "docs/compatibility.md",
     "docs/configuration.md",
     "docs/context.md",
     "docs/decisions.md",

@@ -1,0 +1,120 @@
+"""The SDK of OpenAI for Python, 1.x, 2.x and 3.x alike."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import openai
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from driving import ASKED, MODEL, PICTURE, QUESTION, SCHEMA, TOOL, At, called, drive, told
+
+USER = {"role": "user", "content": QUESTION}
+PERSON = {"type": "json_schema", "json_schema": {"name": "Person", "strict": True, "schema": SCHEMA}}
+
+
+def client(at: At) -> openai.OpenAI:
+    return openai.OpenAI(base_url=at.base_url, api_key=at.key)
+
+
+def ask(at: At, *messages: Any, **more: Any) -> Any:
+    with client(at) as sdk:
+        return sdk.chat.completions.create(model=MODEL, messages=messages or [USER], **more).model_dump()
+
+
+def stream(at: At, **more: Any) -> Any:
+    """All chunks that came, and the error that ended them, if one did."""
+    chunks: list[Any] = []
+    ending = {}
+    with client(at) as sdk:
+        try:
+            for chunk in sdk.chat.completions.create(model=MODEL, messages=[USER], stream=True, **more):
+                chunks.append(chunk.model_dump())
+        except Exception as error:
+            ending = told(error)
+    text = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"])
+    return {"text": text, "chunks": chunks, **ending}
+
+
+def tools(at: At) -> Any:
+    with client(at) as sdk:
+        first = sdk.chat.completions.create(model=MODEL, messages=[USER], tools=[TOOL])
+        said = first.choices[0].message
+        results = [
+            {"role": "tool", "tool_call_id": call.id, "content": called(call.function.arguments)}
+            for call in said.tool_calls
+        ]
+        last = sdk.chat.completions.create(model=MODEL, messages=[USER, said, *results], tools=[TOOL])
+    return [first.model_dump(), last.model_dump()]
+
+
+def streamed_tools(at: At) -> Any:
+    """The calls put together from their parts, as programs do."""
+    calls: dict[int, dict[str, Any]] = {}
+    first = stream(at, tools=[TOOL])
+    for part in (p for c in first["chunks"] if c["choices"] for p in c["choices"][0]["delta"].get("tool_calls") or ()):
+        one = calls.setdefault(part["index"], {"id": part["id"], "type": "function", "function": {"arguments": ""}})
+        one["function"]["name"] = one["function"].get("name") or part["function"]["name"]
+        one["function"]["arguments"] += part["function"]["arguments"] or ""
+    said = {"role": "assistant", "content": None, "tool_calls": list(calls.values())}
+    results = [
+        {"role": "tool", "tool_call_id": one["id"], "content": called(one["function"]["arguments"])}
+        for one in calls.values()
+    ]
+    return [first, ask(at, USER, said, *results, tools=[TOOL])]
+
+
+def vision(at: At) -> Any:
+    parts = [{"type": "text", "text": QUESTION}, {"type": "image_url", "image_url": {"url": PICTURE, "detail": "low"}}]
+    return ask(at, {"role": "user", "content": parts})
+
+
+def refused(at: At) -> Any:
+    try:
+        return ask(at)
+    except openai.APIError as error:
+        return told(error)
+
+
+def cookies(at: At) -> Any:
+    with client(at) as sdk:
+        made = [sdk.chat.completions.create(model=MODEL, messages=[USER]) for _ in range(2)]
+    return [one.model_dump() for one in made]
+
+
+def embeddings(at: At) -> Any:
+    with client(at) as sdk:
+        return sdk.embeddings.create(model=ASKED["embedding_model"], input=[QUESTION, "Hi."]).model_dump()
+
+
+def models(at: At) -> Any:
+    with client(at) as sdk:
+        return [model.model_dump() for model in sdk.models.list()]
+
+
+drive(
+    "openai pydantic",
+    {
+        "plain": ask,
+        "stream": stream,
+        "stream usage": lambda at: stream(at, stream_options={"include_usage": True}),
+        "tool": tools,
+        "two tools": tools,
+        "streamed tools": streamed_tools,
+        "structured": lambda at: ask(at, {"role": "user", "content": ASKED["wanted"]}, response_format=PERSON),
+        "vision": vision,
+        "two answers": lambda at: ask(at, n=2),
+        "logprobs": lambda at: ask(at, logprobs=True, top_logprobs=2),
+        "developer": lambda at: ask(at, {"role": "developer", "content": ASKED["instructions"]}, USER),
+        "too long": refused,
+        "busy": ask,
+        "cut": stream,
+        "packed": ask,
+        "more fields": lambda at: ask(at, extra_body={"top_k": 5, "min_p": None, "provider": {"order": ["a", "b"]}}),
+        "more query": lambda at: ask(at, extra_query={"api-version": "2026-01-01"}),
+        "cookies": cookies,
+        "embeddings": embeddings,
+        "models": models,
+    },
+    cannot={},
+)

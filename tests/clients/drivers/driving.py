@@ -1,0 +1,76 @@
+"""What the drivers in Python share: the talk with the runner, and the words they ask.
+
+A driver runs in its client's own environment, so it knows nothing of this project. The runner writes one line of JSON
+for each scenario, `{"scenario", "base_url", "key"}`; the driver answers with `{"result"}`, or `{"broken"}` and a
+traceback. Its first line tells what it can do and what not.
+"""
+
+import asyncio
+import inspect
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ASKED = json.loads((Path(__file__).parent / "asked.json").read_text())
+MODEL, QUESTION, TOOL, SCHEMA = ASKED["model"], ASKED["question"], ASKED["tool"], ASKED["schema"]
+PICTURE = "data:image/png;base64," + ASKED["picture"]
+
+
+@dataclass(frozen=True)
+class At:
+    """Where a client is to go, and with which key."""
+
+    base_url: str
+    key: str
+
+
+def weather(city: str) -> str:
+    """Tells the weather of a city."""
+    said: str = ASKED["weather"][city]
+    return said
+
+
+def called(arguments: str) -> str:
+    """The tool's result for a call's arguments as the model wrote them."""
+    return weather(**json.loads(arguments))
+
+
+def told(error: BaseException) -> dict[str, Any]:
+    """What a program learns of an error: its class, its parts, and the errors behind it."""
+    behind: list[str] = []
+    cause = error.__cause__ or error.__context__
+    while cause is not None:
+        behind.append(type(cause).__name__)
+        cause = cause.__cause__ or cause.__context__
+    parts = {name: getattr(error, name, None) for name in ("status_code", "code", "param", "type", "body")}
+    return {"error": type(error).__name__, "message": str(error), "parts": parts, "behind": behind}
+
+
+def drive(packages: str, scenarios: Mapping[str, Callable[[At], Any]], cannot: Mapping[str, str]) -> None:
+    """Answer the runner until it hangs up.
+
+    Args:
+        packages: names of those whose versions are told, the client's own first.
+        cannot: why the client has no way to do a scenario.
+    """
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+
+    def say(value: dict[str, Any]) -> None:
+        print(json.dumps(value, default=str), file=answers, flush=True)
+
+    versions = {name: version(name) for name in packages.split()}
+    say({"versions": versions, "scenarios": list(scenarios), "cannot": dict(cannot)})
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            result = scenarios[order["scenario"]](At(order["base_url"], order["key"]))
+            say({"result": asyncio.run(result) if inspect.iscoroutine(result) else result})
+        except Exception:
+            say({"broken": traceback.format_exc()})

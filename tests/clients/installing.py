@@ -1,0 +1,98 @@
+"""The clients, and an environment for each: made once from pinned versions, and kept."""
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PINNED = HERE / "environments"
+DRIVERS = HERE / "drivers"
+MAKING_SECONDS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A program that speaks to a provider.
+
+    Args:
+        name: of its pinned versions: `environments/NAME.txt` for Python, the folder `environments/NAME` for Node.
+        drivers: for each dialect that it speaks, the script that drives it.
+    """
+
+    name: str
+    title: str
+    drivers: dict[str, str]
+
+    @property
+    def runs_on_node(self) -> bool:
+        return (PINNED / self.name).is_dir()
+
+    def driver(self, dialect: str) -> Path:
+        return DRIVERS / dialect / self.drivers[dialect]
+
+
+CLIENTS = [
+    Client("openai-1", "openai (Python) 1.x", {"chat": "openai_sdk.py"}),
+    Client("openai-2", "openai (Python) 2.x", {"chat": "openai_sdk.py"}),
+    Client("openai-3", "openai (Python) 3.x", {"chat": "openai_sdk.py"}),
+    Client("langchain", "LangChain (Python)", {"chat": "langchain_chat.py"}),
+    Client("pydantic-ai", "Pydantic AI", {"chat": "pydantic_agents.py"}),
+    Client("openai-agents", "OpenAI Agents SDK (Python)", {"chat": "agents_sdk.py"}),
+    Client("litellm", "LiteLLM, as a library", {"chat": "litellm_sdk.py"}),
+    Client("openai-node", "openai (Node)", {"chat": "openai_node.mjs"}),
+    Client("vercel", "Vercel AI SDK (Node)", {"chat": "vercel.mjs"}),
+]
+
+
+def command(client: Client, dialect: str, folder: Path) -> list[str]:
+    """What starts a client's driver; makes its environment in `folder` where it is not there yet.
+
+    Raises:
+        FileNotFoundError: this machine has no npm.
+        subprocess.CalledProcessError: the package registry did not give what is pinned.
+    """
+    return with_node(client, dialect, folder) if client.runs_on_node else with_python(client, dialect, folder)
+
+
+def with_python(client: Client, dialect: str, folder: Path) -> list[str]:
+    pins = PINNED / f"{client.name}.txt"
+    place = folder / f"{client.name}-{digest(sys.version.encode(), pins.read_bytes())}"
+    python = place / "bin" / "python"
+    if not (place / "complete").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        run([sys.executable, "-m", "venv", str(place)])
+        run([str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "-r", str(pins)])
+        (place / "complete").touch()
+    return [str(python), str(client.driver(dialect))]
+
+
+def with_node(client: Client, dialect: str, folder: Path) -> list[str]:
+    """The drivers lie beside the packages, for Node looks for packages where a script is. Node itself is pinned, too."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise FileNotFoundError("npm is not on this machine")
+    pins = [PINNED / client.name / name for name in ("package.json", "package-lock.json")]
+    place = folder / f"{client.name}-{digest(*(pin.read_bytes() for pin in pins))}"
+    if not (place / "complete").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        for pin in pins:
+            shutil.copy(pin, place)
+        run([npm, "ci", "--silent", "--no-audit", "--no-fund", "--prefix", str(place)])
+        (place / "complete").touch()
+    shutil.copytree(DRIVERS, place / "drivers", dirs_exist_ok=True)
+    return [
+        str(place / "node_modules" / "node" / "bin" / "node"),
+        str(place / "drivers" / dialect / client.drivers[dialect]),
+    ]
+
+
+def run(words: list[str]) -> None:
+    subprocess.run(words, check=True, timeout=MAKING_SECONDS, stdin=subprocess.DEVNULL)
+
+
+def digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]

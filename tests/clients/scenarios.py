@@ -1,0 +1,54 @@
+"""What a scenario is: what the provider answers, and by what it is seen that a client really took part."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tests.scripted import Seen, Steps
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request to the provider, and how many came before it in this scenario."""
+
+    seen: Seen
+    number: int
+
+    @property
+    def body(self) -> Json:
+        try:
+            body = json.loads(self.seen.body)
+        except ValueError:
+            return {}
+        return body if isinstance(body, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """One use of an API.
+
+    Args:
+        shows: for the table, what a user does.
+        reply: the provider's answer.
+        sent: patterns that the client's requests (targets, headers, bodies) must hold, or it was another scenario.
+        heard: patterns that the client's own result must hold, as JSON.
+    """
+
+    name: str
+    shows: str
+    reply: Callable[[Asked], Steps]
+    sent: tuple[str, ...] = ()
+    heard: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A wire format, its scenarios, and the paths that are managed and so answered with `x-infold-mode`."""
+
+    name: str
+    title: str
+    managed: str
+    scenarios: Mapping[str, Scenario]

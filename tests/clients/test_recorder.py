@@ -1,0 +1,90 @@
+"""The recorder sees what passes, and passes it as it came; the comparison sees what was changed."""
+
+import pytest
+
+from tests.clients.recorder import Recorder, by_name
+from tests.clients.running import Route, touched
+from tests.clients.scenarios import Dialect
+from tests.scripted import End, ScriptedUpstream, Steps, answer, ask, connected, cut, sse
+
+CHAT = b"/v1/chat/completions"
+DIALECT = Dialect("chat", "Chat Completions", "/chat/completions", {})
+WIRE = (b"x-infold-mode", b"wire")
+
+
+async def recorded(steps: object, request: bytes = b'{"a": 1}', headers: object = ()) -> Route:
+    """One request through two recorders, with nothing between them."""
+    with ScriptedUpstream(steps) as upstream, Recorder(upstream.url) as back, Recorder(back.url) as front:  # type: ignore[arg-type]
+        await ask(front.url, "POST", CHAT, headers, request)  # type: ignore[arg-type]
+        return Route(None, front.take(), back.take())
+
+
+async def test_what_passes_is_kept_on_both_sides() -> None:
+    route = await recorded(answer(b"[1]", headers=[WIRE]), headers=[(b"X-A", b"1"), (b"x-a", b"2")])
+    (one,) = route.beside_client
+
+    assert (one.request.method, one.request.target, one.request.body) == ("POST", CHAT, b'{"a": 1}')
+    assert by_name(one.request.headers)[b"x-a"] == [b"1", b"2"]
+    assert (one.answer.status, one.answer.body, one.answer.complete) == (200, b"[1]", True)
+    assert touched(route, DIALECT) == []
+
+
+@pytest.mark.parametrize("end", [End.CLOSE, End.RESET])
+async def test_a_cut_is_passed_on_and_seen(end: End) -> None:
+    steps = sse([b"data: 1\n\n", b"data: 2\n\n"], headers=[WIRE])
+    whole = sum(len(step) for step in steps if isinstance(step, bytes))
+    (one,) = (await recorded([*cut(steps, whole - 9)[:-1], 0.1, end])).beside_client
+
+    assert not one.answer.complete
+    assert not one.answer.abandoned
+    assert one.answer.body.startswith(b"data: 1\n\ndata: 2")
+
+
+async def test_a_client_that_hangs_up_is_told_from_a_cut() -> None:
+    slow = [*sse([b"data: 1\n\n"])[:2], End.HANG]
+    with ScriptedUpstream(slow) as upstream, Recorder(upstream.url) as recorder:
+        async with connected(recorder.url) as client:
+            await client.send(b"GET /v1/x HTTP/1.1\r\nhost: x\r\n\r\n")
+            await client.head()
+        (one,) = recorder.take()
+
+    assert one.answer.abandoned
+
+
+async def test_requests_on_one_connection_are_told_apart() -> None:
+    script: list[Steps] = [answer(b"first"), answer([b"se", b"cond"], framing="chunked")]
+    with (
+        ScriptedUpstream(script) as upstream,
+        Recorder(upstream.url) as recorder,
+    ):
+        async with connected(recorder.url) as client:
+            for _ in range(2):
+                await client.send(b"GET /v1/x HTTP/1.1\r\nhost: x\r\n\r\n")
+                await client.answer()
+        taken = recorder.take()
+
+    assert [one.answer.body for one in taken] == [b"first", b"second"]
+    assert recorder.take() == []
+
+
+@pytest.mark.parametrize(
+    ("client", "provider", "told"),
+    [
+        ({}, {}, []),
+        ({"request": b'{"a":1}'}, {}, ["request 0: body"]),
+        ({"headers": [(b"X-A", b"2"), (b"X-A", b"1")]}, {"headers": [(b"X-A", b"1"), (b"X-A", b"2")]}, ["request 0: headers"]),
+        ({"headers": [(b"X-A", b"1")]}, {"headers": [(b"x-a", b"1"), (b"Connection", b"close")]}, []),
+        ({"steps": answer(b"[2]", headers=[WIRE])}, {}, ["answer 0: body"]),
+        ({"steps": answer(b"[1]", 201, headers=[WIRE])}, {}, ["answer 0: status"]),
+        ({"steps": answer(b"[1]", headers=[WIRE, (b"date", b"now")])}, {}, ["answer 0: headers"]),
+        ({"steps": cut(answer([b"[1]"], headers=[WIRE], framing="chunked"), 80)}, {"steps": answer([b"[1]"], headers=[WIRE], framing="chunked")}, ["answer 0: complete"]),
+        ({"steps": answer(b"[1]", headers=[])}, {}, ["answer 0: not a managed wire"]),
+    ],
+)  # fmt: skip
+async def test_each_difference_is_seen(client: dict[str, object], provider: dict[str, object], told: list[str]) -> None:
+    usual = {"steps": answer(b"[1]", headers=[WIRE])}
+    here = (await recorded(**(usual | client))).beside_client  # type: ignore[arg-type]
+    there = (await recorded(**(usual | provider))).beside_client  # type: ignore[arg-type]
+    found = touched(Route(None, here, there), DIALECT)
+
+    assert [what[: len(start)] for what, start in zip(found, told, strict=True)] == told
