@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
@@ -22,6 +22,7 @@ from memory.meter import UNCOUNTED, Meter
 from memory.store.items import ItemRow, load_items
 from memory.store.passages import (
     EXACT_ROWS,
+    SHORT_WORK,
     Around,
     Scope,
     find_words,
@@ -44,7 +45,6 @@ LEAST_QUOTED_TOKENS = 32  # of a passage, about: more of them than so have room 
 NEAREST, REACH = 24, 2  # so many of the best come with so many neighbours on each side
 ALONE = -1  # the others: a passage with a rare word of the question as it is, of the rest what in it is nearest
 RARE = 4.6  # the rarity of a word that stands in one passage of a hundred
-SHORT_WORK = 256  # candidates; more are scored beside the event loop
 VOCABULARY_SECONDS = 600.0
 GROWTH, GROWN_PASSAGES = 0.1, 10  # a tenant's passages may grow so much before its words are counted again
 LATE_VECTORS = 5  # found passages that are embedded on the spot
@@ -197,10 +197,7 @@ class Finder:
             return ()
         passages = [passage for _, passage in best]
         rare = found.wanted.rare(RARE)
-        reaches = [
-            REACH if n < NEAREST else ALONE if rare.isdisjoint(passage.matched) else 0
-            for n, passage in enumerate(passages)
-        ]
+        reaches = [reach(place, passage, rare) for place, passage in enumerate(passages)]
         async with self._pool.tenant(scope.tenant, SEARCH_SECONDS) as connection:
             parts = await load_around(connection, scope.tenant, passages, reaches, whole_tokens)
         scores = [best[part.place][0] for part in parts]
@@ -254,6 +251,13 @@ class Finder:
         made = vocabulary(total, sample, self._seconds())
         self._vocabularies.put(tenant, made)
         return made
+
+
+def reach(place: int, passage: Candidate, rare: Set[int]) -> int:
+    """How many neighbours on each side a found passage comes with; ALONE: not even all of itself."""
+    if place < NEAREST:
+        return REACH
+    return ALONE if rare.isdisjoint(passage.matched) else 0
 
 
 def pack(parts: Sequence[Around], scores: Sequence[float], room_tokens: int, count: CountTokens) -> tuple[Quote, ...]:

@@ -1,7 +1,7 @@
 """Passages of items and their vectors: what search reads."""
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from datetime import datetime
 from uuid import UUID
 
@@ -21,7 +21,7 @@ MOST_EMBEDDED = 16_384  # passages of one item that get vectors; words find the 
 EXACT_ROWS = 2_000  # vectors up to which each is compared
 BITS_ROWS = 40_000  # up to which signs are compared first; beyond, the graph is asked, which misses what stands alone
 READ_WHOLE_BYTES = 65_536  # of an item, for each part of it: PostgreSQL counts to a part from the beginning
-SHORT_WORK = 256  # rows; more are read beside the event loop
+SHORT_WORK = 256  # passages; more are read and scored beside the event loop
 SAMPLE = 2_000  # passages that tell how rare words are
 STRETCHES = 4  # of neighbours that they come from
 
@@ -174,10 +174,9 @@ async def save_vectors(
     space: int,
     kind: int,
     ordinals: Sequence[int],
-    embedded: Iterable[Segmented],
+    made: Sequence[Segmented],
 ) -> int:
     """Store vectors of an item; again changes nothing, and nothing is written for what is gone or in quarantine."""
-    made = list(embedded)
     written: int = await connection.fetchval(
         "select infold.save_vectors($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         tenant, item, space, kind, list(ordinals), [HalfVector(one.whole) for one in made],
@@ -245,7 +244,6 @@ async def load_around(
         reaches: how many neighbours on each side, of each passage; below 0 what is nearest in it comes alone, unless
             the item was corrected meanwhile: then its passages are others.
     """
-    alone = [reach < 0 for reach in reaches]
     rows = await connection.fetch(
         "select id, content_type, created_at, tokens, start, stop, whole, place, digest,"
         " case when whole then content when not all_at_once then substr(content, start + 1, stop - start) end as text"
@@ -265,10 +263,10 @@ async def load_around(
         "  join infold.items i on i.tenant = $1 and i.id = w.item where i.status = 0) parts order by place",
         tenant, [passage.item for passage in passages], [passage.ordinal for passage in passages], whole_tokens,
         [max(0, reach) for reach in reaches], [passage.start for passage in passages],
-        [passage.stop for passage in passages], *edges(passages, alone), READ_WHOLE_BYTES,
+        [passage.stop for passage in passages], *near_spans(passages, reaches), READ_WHOLE_BYTES,
     )  # fmt: skip
     contents = await load_contents(connection, tenant, {row["id"] for row in rows if row["text"] is None})
-    return [around(row, text) for row in rows if (text := text_of(row, contents)) is not None]
+    return [around(row, text) for row in rows if (text := part_text(row, contents)) is not None]
 
 
 async def load_contents(
@@ -284,7 +282,7 @@ async def load_contents(
     return {row["id"]: (row["digest"], row["content"]) for row in rows}
 
 
-def text_of(row: asyncpg.Record, contents: Mapping[UUID, tuple[bytes, str]]) -> str | None:
+def part_text(row: asyncpg.Record, contents: Mapping[UUID, tuple[bytes, str]]) -> str | None:
     """A part's text; None where the item was corrected or went away between two statements."""
     if row["text"] is not None:
         return str(row["text"])
@@ -299,11 +297,11 @@ def around(row: asyncpg.Record, text: str) -> Around:
     )  # fmt: skip
 
 
-def edges(passages: Sequence[Candidate], alone: Sequence[bool]) -> tuple[list[int | None], list[int | None]]:
+def near_spans(passages: Sequence[Candidate], reaches: Sequence[int]) -> tuple[list[int | None], list[int | None]]:
     """Where what is nearest in a passage begins and ends, for those of which it comes alone."""
     spans = [
-        passage.near if by_itself and passage.near else (None, None)
-        for passage, by_itself in zip(passages, alone, strict=True)
+        passage.near if reach < 0 and passage.near else (None, None)
+        for passage, reach in zip(passages, reaches, strict=True)
     ]
     return [start for start, _ in spans], [stop for _, stop in spans]
 

@@ -7,7 +7,8 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory.search import pack
+from memory.find import Candidate
+from memory.search import ALONE, NEAREST, REACH, pack, reach
 from memory.store.passages import Around
 
 TEXT = "".join(chr(ord("a") + n % 26) for n in range(400))
@@ -39,6 +40,13 @@ def test_what_joins_two_has_the_score_of_the_best():
 
 def test_parts_of_other_items_stay_apart():
     assert packed([part(0, 30), part(20, 50, ITEMS[1])]) == [(0, 30), (20, 50)]
+
+
+def test_far_passages_come_with_less_of_themselves():
+    passage = Candidate(ITEMS[0], 0, 0, 10, 3, 0.4, (7, 8), (2, 5))
+    assert reach(NEAREST - 1, passage, frozenset()) == REACH
+    assert reach(NEAREST, passage, frozenset({8})) == 0
+    assert reach(NEAREST, passage, frozenset({9})) == ALONE < 0
 
 
 def test_what_does_not_fit_makes_way_for_what_does():

@@ -8,7 +8,7 @@ from memory.find import Candidate, Vocabulary, Wanted, passage_scores
 from memory.identify import new_id, place
 from memory.segments import Segmented
 from memory.store import passages
-from memory.store.passages import candidate, load_around, text_of
+from memory.store.passages import candidate, load_around, part_text
 from memory.store.passages import save_vectors as save
 from tests.conversations import TENANT
 from tests.memory.store.schema import HOME, NOTE, SPACE, add, save_vectors, search, terms
@@ -79,9 +79,9 @@ async def test_what_is_nearest_in_a_passage_is_read_alone_unless_the_item_was_co
 
 def test_a_part_of_an_item_that_was_corrected_meanwhile_has_no_text():
     row = {"id": new_id(), "digest": b"old", "text": None, "start": 4, "stop": 7}
-    assert text_of(row, {row["id"]: (b"old", "one two three")}) == "two"
-    assert text_of(row, {row["id"]: (b"new", "uno dos tres")}) is None
-    assert text_of(row, {}) is None
+    assert part_text(row, {row["id"]: (b"old", "one two three")}) == "two"
+    assert part_text(row, {row["id"]: (b"new", "uno dos tres")}) is None
+    assert part_text(row, {}) is None
 
 
 async def test_the_database_ranks_words_as_the_fusion_does(connection):
