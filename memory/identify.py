@@ -157,12 +157,13 @@ def _keyed_uuid(tenant: bytes, words: bytes, use: bytes) -> UUID:
 
 
 def new_id() -> UUID:
-    """A UUID version 7: sorts by time. Source: RFC 9562, section 5.7."""
-    stamp = int(time.time() * 1000).to_bytes(6, "big")
-    noise = bytearray(secrets.token_bytes(10))
-    noise[0] = 0x70 | noise[0] & 0x0F
-    noise[2] = 0x80 | noise[2] & 0x3F
-    return UUID(bytes=stamp + bytes(noise))
+    """A UUID version 7: sorts by time, to a quarter of a microsecond. Source: RFC 9562, sections 5.7 and 6.2, method 3.
+
+    Two events of one millisecond are read in the order in which they happened.
+    """
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    fraction = rest * 4096 // 1_000_000
+    return UUID(int=milliseconds << 80 | 0x7000 << 64 | fraction << 64 | 0b10 << 62 | secrets.randbits(62))
 
 
 @lru_cache(maxsize=1_000)  # a turn's id is written several times: in headers, log and record

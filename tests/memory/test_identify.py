@@ -228,3 +228,11 @@ def test_new_ids_are_of_version_7_and_never_meet():
     assert len(set(made)) == 1_000
     assert {(id.version, id.variant) for id in made} == {(7, "specified in RFC 4122")}
     assert [id.time_low for id in made] == sorted(id.time_low for id in made)
+
+
+def test_ids_of_one_millisecond_sort_by_when_they_were_made(monkeypatch):
+    moments = [1_700_000_000_123_000_000 + n * 300 for n in range(3_333)]
+    monkeypatch.setattr("memory.identify.time.time_ns", iter(moments).__next__)
+    made = [new_id() for _ in moments]
+    assert made == sorted(made)
+    assert {id.int >> 80 for id in made} == {1_700_000_000_123}
