@@ -8,6 +8,9 @@ from memory.identify import Line
 from memory.messages import ChatRequest, Message, first_turn
 from memory.types import Block, Form, Frozen, Part, Placement
 
+# Why a message stands in a prompt: it has come since the rollover, or comes back.
+NEW, REINJECTED = "new", "re-injected"
+
 
 class Counted(msgspec.Struct, frozen=True):
     """A request on its line, with the tokens of everything."""
@@ -61,10 +64,15 @@ def pieces(counted: Counted, frozen: Frozen, blocks: Mapping[int, Block]) -> Ite
             yield from verbatim(counted, range(part.start, part.stop), part.why, blocks, late)
         if n == 0 and hidden:  # the newest system message of what was folded keeps its words
             yield system(counted, hidden[-1])
-    yield from verbatim(counted, range(frozen.covers, len(line)), "new", blocks, late)
+    yield from verbatim(counted, range(frozen.covers, len(line)), NEW, blocks, late)
     for index, position in late:
         if position == len(line):
             yield system(counted, index)
+
+
+def stable_pieces(made: Sequence[Piece]) -> int:
+    """How many of the first stay as they are until the next rollover."""
+    return next((n for n, piece in enumerate(made) if piece.placement.why in (NEW, REINJECTED)), len(made))
 
 
 def verbatim(
@@ -77,7 +85,7 @@ def verbatim(
             yield system(counted, index)
         if position in blocks and blocks[position].raw:
             block = blocks[position]
-            yield Piece(block.raw, Placement(position, position, Form.FULL, block.tokens, "re-injected"))
+            yield Piece(block.raw, Placement(position, position, Form.FULL, block.tokens, REINJECTED))
         raw = counted.line.messages[position].raw
         yield Piece(raw, Placement(position, position + 1, Form.FULL, counted.tokens[position], why))
 

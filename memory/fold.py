@@ -97,13 +97,13 @@ def spent_on_blocks(frozen: Frozen | None, blocks: Iterable[Block]) -> int:
     return frozen.spent + sum(since.values())
 
 
-def usable(line: Line, prompts: Iterable[Frozen]) -> Frozen | None:
-    """The frozen prompt that covers most of a line; of equal ones the later.
+def usable(line: Line, prompts: Iterable[Frozen], dialect: str) -> Frozen | None:
+    """The frozen prompt in a dialect that covers most of a line; of equal ones the later.
 
     One that folded what is the newest user message here is passed over: it was made on a fork on which the user had
     said more.
     """
-    shown = [frozen for frozen in prompts if not hides_newest_user(line, frozen)]
+    shown = [frozen for frozen in prompts if frozen.dialect == dialect and not hides_newest_user(line, frozen)]
     return max(shown, key=lambda frozen: (frozen.covers, frozen.asked), default=None)
 
 

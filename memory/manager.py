@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 from msgspec.structs import replace
 
-from memory.assemble import Counted, assemble, displaced
+from memory.assemble import Counted, assemble, displaced, stable_pieces
 from memory.bounded import Bounded
 from memory.bring import Bring
 from memory.budget import budget as budget_for
@@ -130,7 +130,8 @@ class MemoryManager:
         """
         if counted.total <= STAY_FROM * budget.trigger:
             return False
-        return usable(counted.line, [frozen for _, frozen in self._frozen_of(tenant, counted.line)]) is not None
+        held = [frozen for _, frozen in self._frozen_of(tenant, counted.line)]
+        return usable(counted.line, held, counted.asked.dialect) is not None
 
     def _frozen_of(self, tenant: bytes, path: Line) -> list[tuple[bytes, Frozen]]:
         """Frozen prompts of a line that this process holds, with their nodes, newest first."""
@@ -194,10 +195,10 @@ class MemoryManager:
         """Over the trigger: go on with the frozen prompt, or roll over."""
         asked = counted
         held = await self._held.of(wire.caller.tenant)
-        state, away = await self._gather(wire.caller, counted.line, held)
+        state, away = await self._gather(wire, counted.line, held)
         if not state.known and not away:  # a line we meet for the first time: is it the end of one we know?
             await self._recorder.store_line(wire.to_record(), 0)
-            stored, away = await self._gather(wire.caller, counted.line, held)
+            stored, away = await self._gather(wire, counted.line, held)
             state = replace(state, known=stored.known, continues=stored.continues)
         if state.continues is not None:
             counted = await self._with_cut_history(wire, counted, state.continues, dialect)
@@ -207,7 +208,7 @@ class MemoryManager:
             if held.number != known.number:  # what was gathered may tell what was isolated since
                 return await self._fold(wire, asked, budget, dialect)
         wire, counted = replace(wire, held=held.number), replace(counted, line=without_sealed(counted.line, held.seals))
-        before = usable(counted.line, [frozen for _, frozen in state.frozen])
+        before = usable(counted.line, [frozen for _, frozen in state.frozen], asked.asked.dialect)
         prices = wire.model.prices or RELATIVE_PRICES
         cold = state.age_seconds is None or state.age_seconds > prices.cache_seconds
         visible = seen_from(state.blocks, wire.caller.label)
@@ -222,7 +223,8 @@ class MemoryManager:
         if why is not None:
             await self._recorder.store_line(wire.to_record(), state.known)
             frozen = await asyncio.to_thread(roll, self._rollover(wire, counted, budget, dialect), before)
-            now = replace(standing, frozen=replace(frozen, spent=spent), blocks={})
+            frozen = replace(frozen, spent=spent, dialect=counted.asked.dialect)
+            now = replace(standing, frozen=frozen, blocks={})
         folded, block = await self._assemble(wire, standing, now, spent, why, dialect)
         mode = Mode.DEGRADED if away else Mode.FOLDED
         folds = self._remember(wire.caller.tenant, counted.line, state, now.frozen if why else None, block, held)
@@ -296,7 +298,7 @@ class MemoryManager:
         direct, ours = saved_input(before, forwarded, why is not None, written_anew(now, stood, block))
         folded = replace(
             wire,
-            body=dialect.render(counted.asked, [piece.raw for piece in pieces]),
+            body=dialect.render(counted.asked, [piece.raw for piece in pieces], stable_pieces(pieces)),
             forwarded_tokens=forwarded,
             block_tokens=sum(b.tokens for b in blocks.values()),
             rolled=why,
@@ -378,17 +380,17 @@ class MemoryManager:
 
     # What we hold of a line: in the database, and in this process as far as it has seen it.
 
-    async def _gather(self, caller: Caller, path: Line, known: Known) -> tuple[LineState, str | None]:
+    async def _gather(self, wire: Prepared, path: Line, known: Known) -> tuple[LineState, str | None]:
         """What is known of a line, and why the database could not tell, if so.
 
         Where this process has stored the line's newest answer and holds its frozen prompt, it knows as much; where
         it holds but the prompt, it asks what hangs on the line from there on.
         """
-        tenant = caller.tenant
+        tenant = wire.caller.tenant
         held = tuple(self._frozen_of(tenant, path))
         blocks = tuple(block for _, block in self._blocks.among((tenant, n) for n in path.nodes)) if held else ()
         age = self._recorder.age(path)
-        before = usable(path, [frozen for _, frozen in held])
+        before = usable(path, [frozen for _, frozen in held], wire.asked.dialect)
         if age is not None and before:
             return LineState(known=path.fresh, age_seconds=age, frozen=held, blocks=blocks), None
         begin = next((path.nodes.index(node) for node, frozen in held if frozen is before), 0)

@@ -40,6 +40,7 @@ class Message:
     calls: tuple[ToolCall, ...] = ()
     call_id: str | None = None  # `tool_call_id` of a tool's result
     media: tuple[Media, ...] = ()
+    unseen: int = 0  # tokens, about, that only the provider reads: reasoning that is sent back to it
     digest: bytes = field(init=False)  # BLAKE2b-128 of what makes it this message
     is_system: bool = field(init=False)  # of the system or the developer
 
@@ -101,6 +102,8 @@ class ChatRequest(msgspec.Struct, frozen=True):
     stream: bool = False
     user: str | None = None  # narrows retrieval, never widens it
     span: tuple[int, int] = (0, 0)  # where the message array stands in `body`
+    preface: int = 0  # so many of the first messages stand beside the array: `system`, `instructions`
+    dialect: str = "chat"  # that the client speaks
 
     def __repr__(self) -> str:
         return f"<ChatRequest {self.model}: {len(self.messages)} messages, {len(self.body):,} bytes>"

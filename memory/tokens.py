@@ -199,7 +199,7 @@ def message_texts(message: Message) -> list[str]:
 
 
 def frame_tokens(message: Message) -> int:
-    """Tokens of a message besides its texts: frame, role, calls and media."""
+    """Tokens of a message besides its texts: frame, role, calls, media and reasoning."""
     tokens = MESSAGE_TOKENS + (message.role in ONE_TOKEN_ROLES)
     tokens += NAME_TOKENS if message.name else 0
     tokens += len(message.calls) * CALL_TOKENS + (CALL_ID_TOKENS if message.call_id else 0)
@@ -207,7 +207,7 @@ def frame_tokens(message: Message) -> int:
     # can have one token less a joint. Every part has a "type".
     tokens += max(0, message.raw.count(b'"type"') - 1)
     data_bytes = max(0, len(message.raw) - len(message.text)) // max(1, len(message.media))
-    return tokens + sum(media_tokens(media, data_bytes) for media in message.media)
+    return tokens + message.unseen + sum(media_tokens(media, data_bytes) for media in message.media)
 
 
 def media_tokens(media: Media, data_bytes: int) -> int:

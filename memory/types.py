@@ -94,6 +94,7 @@ class Frozen(msgspec.Struct, frozen=True):
     rollovers: int = 1  # how many there have been on this line
     cut: int = 0  # so many messages of its line stand not in requests; positions count them
     spent: int = 0  # tokens that blocks before it have taken from the session's allowance
+    dialect: str = "chat"  # that its messages are written in
 
     def __repr__(self) -> str:
         return f"<Frozen {self.covers} messages in {self.tokens:,} tokens, {len(self.stretches)} stretches>"

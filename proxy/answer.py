@@ -1,7 +1,7 @@
 """An upstream's answer on its way to the client: what is passed on at once, what waits until the turn is safe.
 
-A turn is acknowledged with its terminal bytes: `data: [DONE]` of a stream, else the end of the body. Those bytes are
-held back; everything before them goes out as it comes.
+A turn is acknowledged with its terminal bytes: the last event of a stream (such as `data: [DONE]`), else the end of the
+body. Those bytes are held back; everything before them goes out as it comes.
 """
 
 import msgspec
@@ -10,7 +10,7 @@ from memory.messages import Message
 from memory.types import Usage
 from proxy.exchange import Headers
 from proxy.upstream import Reply
-from proxy.wire import openai, sse
+from proxy.wire.dialects import Dialect
 from proxy.wire.encoding import Decoder, decoded
 
 PLAIN_BYTES = 16 * 1024 * 1024  # of a plain answer are kept for the record
@@ -26,25 +26,27 @@ class Heard(msgspec.Struct, frozen=True):
 
 
 class StreamAnswer:
-    """Server-sent events: held back from the line `data: [DONE]` on."""
+    """Server-sent events: held back from the terminal one on."""
 
-    def __init__(self, encoding: str | None) -> None:
+    def __init__(self, encoding: str | None, dialect: Dialect) -> None:
         self._decoder = Decoder(encoding)
         self._is_encoded = encoding not in (None, "", "identity")
-        self._events = sse.Accumulator()
+        self._events = dialect.accumulator()
         self.held = b""
         self.is_terminal = False
 
     def feed(self, chunk: bytes) -> bytes:
-        """The part of a chunk that may go out now; sets `is_terminal` when the terminal line has begun."""
+        """The part of a chunk that may go out now; sets `is_terminal` when all that the answer says is here."""
         if self.is_terminal:
             return chunk
         index = self._events.feed(self._decoder.feed(chunk))
+        if self.held:  # the terminal event has begun
+            index = 0
         if index is None:
             return chunk
-        self.is_terminal = True
+        self.is_terminal = self._events.is_complete
         index = 0 if self._is_encoded else index  # an encoded chunk cannot be cut where its text could
-        self.held = chunk[index:]
+        self.held += chunk[index:]
         return chunk[:index]
 
     def heard(self) -> Heard:
@@ -55,8 +57,9 @@ class StreamAnswer:
 class PlainAnswer:
     """Any other body: its last byte is held back."""
 
-    def __init__(self, encoding: str | None, length: int | None = None) -> None:
+    def __init__(self, encoding: str | None, dialect: Dialect, length: int | None = None) -> None:
         self._encoding = encoding
+        self._dialect = dialect
         self._missing = length
         self._parts: list[bytes] = []
         self._bytes = 0
@@ -80,20 +83,20 @@ class PlainAnswer:
         body = decoded(b"".join(self._parts), self._encoding) if self._bytes <= PLAIN_BYTES else None
         if body is None:
             return Heard()
-        said = openai.completion_in(body)
+        said = self._dialect.completion_in(body)
         return Heard(said.messages, said.usage, finish_reasons=said.finish_reasons)
 
 
 Answer = StreamAnswer | PlainAnswer
 
 
-def answer_for(reply: Reply) -> Answer:
+def answer_for(reply: Reply, dialect: Dialect) -> Answer:
     encoding = header(reply.headers, b"content-encoding")
     is_stream = (header(reply.headers, b"content-type") or "").startswith("text/event-stream")
     if is_stream:
-        return StreamAnswer(encoding)
+        return StreamAnswer(encoding, dialect)
     length = header(reply.headers, b"content-length") or ""
-    return PlainAnswer(encoding, int(length) if length.isdigit() else None)
+    return PlainAnswer(encoding, dialect, int(length) if length.isdigit() else None)
 
 
 def header(headers: Headers, name: bytes) -> str | None:

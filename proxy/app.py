@@ -35,7 +35,7 @@ from memory.table import known_models
 from memory.tokens import Counter
 from memory.whole import Memory, memory
 from proxy import logs, manage
-from proxy.chat import Parts, chat_completions, lent
+from proxy.chat import Parts, lent, managed
 from proxy.config import Config, load
 from proxy.exchange import Exchange
 from proxy.household import database, job_worker
@@ -44,7 +44,7 @@ from proxy.relay import relay
 from proxy.rest.table import routes
 from proxy.upstream import Upstream
 from proxy.windows import Windows, client_without_cookies
-from proxy.wire.openai import Parser
+from proxy.wire.dialects import dialect_at
 
 log = structlog.get_logger()
 
@@ -84,8 +84,9 @@ class App:
             return await self._admin(scope, receive, send)
         assert self._parts is not None
         exchange = Exchange(scope, receive, send)
-        if path.endswith("/chat/completions"):
-            return await chat_completions(self._parts, exchange)
+        dialect = dialect_at(path)
+        if dialect is not None:
+            return await managed(self._parts, exchange, dialect)
         await relay(self._parts.upstream, exchange, headers=lent(self._parts, exchange.headers))
 
     @asynccontextmanager
@@ -128,7 +129,7 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     stack.callback(whole.signals.listen(manager.heard))
     stack.callback(asyncio.create_task(whole.signals.run()).cancel)
     stack.enter_context(told_to_stop(whole.signals.end))
-    parts = Parts(config, manager, upstream, Windows(models, upstream, client), metrics, Parser(), pool, recorder)
+    parts = Parts(config, manager, upstream, Windows(models, upstream, client), metrics, pool, recorder)
     if config.pepper is not None:
         parts.pepper = config.pepper.get_secret_value().encode()
     reached = asyncio.Event()

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: the whole way of a managed request, in order."""
+"""The managed endpoints: the whole way of a request, in order, whatever dialect it speaks."""
 
 import asyncio
 import time
@@ -28,8 +28,9 @@ from proxy.relay import relay
 from proxy.tenants import KEY_HEADERS, session_label, tenant_of
 from proxy.upstream import Reply, Upstream
 from proxy.windows import Windows
-from proxy.wire import openai
+from proxy.wire.dialects import Dialect
 from proxy.wire.encoding import decoded
+from proxy.wire.parser import Parser
 
 log = structlog.get_logger()
 
@@ -50,14 +51,20 @@ class Parts:
     upstream: Upstream
     windows: Windows
     metrics: Metrics
-    parser: openai.Parser
     pool: Pool
     recorder: Recorder
     pepper: bytes | None = field(default=None, repr=False)  # None: the database has not been reached yet
     whole: Memory | None = None  # what programs do with the memory; None: the database has not been reached yet
     listeners: set[object] = field(default_factory=set)  # open streams of events
     background: set[asyncio.Task[Any]] = field(default_factory=set)
+    parsers: dict[str, Parser] = field(default_factory=dict)  # by dialect
     parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def parser(self, dialect: Dialect) -> Parser:
+        found = self.parsers.get(dialect.shape.dialect)
+        if found is None:
+            found = self.parsers[dialect.shape.dialect] = Parser(dialect.shape)
+        return found
 
     def later(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         """Run something beside the request; the end of the program waits for it."""
@@ -67,21 +74,21 @@ class Parts:
         return task
 
 
-async def chat_completions(parts: Parts, exchange: Exchange) -> None:
+async def managed(parts: Parts, exchange: Exchange, dialect: Dialect) -> None:
     """One request: read, prepare, forward, relay, record. Errors of ours before the first byte are answered."""
     try:
         exchange.check()
         body = await exchange.body(parts.config.max_body_mib * 1024 * 1024)
         if exchange.method != "POST" or memory_is_off(parts, exchange):
             return await relay(parts.upstream, exchange, body, headers=lent(parts, exchange.headers))
-        await while_client_stays(exchange, converse(parts, exchange, body))
+        await while_client_stays(exchange, converse(parts, exchange, body, dialect))
     except ClientGone:
         log.info("client left")
     except UpstreamCut as error:
         log.warning("upstream cut the answer", reason=str(error))
     except ProxyError as error:
         log.warning("refused", reason=str(error))
-        await exchange.refuse(error)
+        await exchange.refuse(error, dialect=dialect.errors)
 
 
 def memory_is_off(parts: Parts, exchange: Exchange) -> bool:
@@ -92,26 +99,28 @@ def memory_is_off(parts: Parts, exchange: Exchange) -> bool:
     return True
 
 
-async def converse(parts: Parts, exchange: Exchange, body: bytes) -> None:
+async def converse(parts: Parts, exchange: Exchange, body: bytes, dialect: Dialect) -> None:
     """The way of a request that memory may look at."""
     started = time.perf_counter()
-    asked = await understood(parts, exchange, body)
+    asked = await understood(parts, exchange, body, dialect)
     caller = caller_of(parts, exchange)
     if caller is None:
-        return await relay_without_memory(parts, exchange, asked, body)
+        return await relay_without_memory(parts, exchange, asked, body, dialect)
     if asked is not None and parts.windows.wants(asked.model):
         parts.later(parts.windows.ask(lent(parts, exchange.headers)))
-    prepared = await fail_open(parts, prepare(parts, caller, asked, body), None)
+    prepared = await fail_open(parts, prepare(parts, caller, asked, body, dialect), None)
     parts.metrics.prepare.observe(time.perf_counter() - started)
     if prepared is None:
-        return await relay_without_memory(parts, exchange, asked, body)
-    await Conversation(parts, exchange, body, started).run(prepared)
+        return await relay_without_memory(parts, exchange, asked, body, dialect)
+    await Conversation(parts, exchange, body, dialect, started).run(prepared)
 
 
-async def relay_without_memory(parts: Parts, exchange: Exchange, asked: ChatRequest | None, body: bytes) -> None:
+async def relay_without_memory(
+    parts: Parts, exchange: Exchange, asked: ChatRequest | None, body: bytes, dialect: Dialect
+) -> None:
     """Nobody's memory, or none at hand: the client's bytes if they fit, else as much of their end as does."""
     parts.metrics.turns.labels("unrecorded").inc()
-    shorter = await fail_open(parts, squeeze(parts, asked), None)
+    shorter = await fail_open(parts, squeeze(parts, asked, dialect), None)
     notes = [(b"x-infold-mode", Mode.DEGRADED.encode())]
     if shorter is None:
         return await relay(parts.upstream, exchange, body, notes, lent(parts, exchange.headers))
@@ -119,8 +128,8 @@ async def relay_without_memory(parts: Parts, exchange: Exchange, asked: ChatRequ
     await relay(parts.upstream, exchange, shorter, notes, lent(parts, headers))
 
 
-async def squeeze(parts: Parts, asked: ChatRequest | None) -> bytes | None:
-    return parts.memory.squeeze(asked, openai, parts.upstream.base_url) if asked is not None else None
+async def squeeze(parts: Parts, asked: ChatRequest | None, dialect: Dialect) -> bytes | None:
+    return parts.memory.squeeze(asked, dialect.writing, parts.upstream.base_url) if asked is not None else None
 
 
 async def fail_open(parts: Parts, work: Awaitable[T], otherwise: T) -> T:
@@ -136,14 +145,14 @@ async def fail_open(parts: Parts, work: Awaitable[T], otherwise: T) -> T:
 # Who asks, and what.
 
 
-async def understood(parts: Parts, exchange: Exchange, body: bytes) -> ChatRequest | None:
+async def understood(parts: Parts, exchange: Exchange, body: bytes, dialect: Dialect) -> ChatRequest | None:
     """The request as we understand it; None for an odd body, which is forwarded and recorded as it came."""
     encoding = exchange.header(b"content-encoding")
 
     def parse() -> ChatRequest | None:
         most = parts.config.max_body_mib * 1024 * 1024
         text = decoded(body, encoding.decode("latin-1") if encoding else None, most)
-        return parts.parser.parse(text) if text is not None else None
+        return parts.parser(dialect).parse(text) if text is not None else None
 
     if len(body) < LARGE_BYTES and encoding is None:
         return parse()
@@ -165,20 +174,21 @@ def caller_of(parts: Parts, exchange: Exchange) -> Caller | None:
     return Caller(tenant, label, parts.upstream.base_url)
 
 
-async def prepare(parts: Parts, caller: Caller, asked: ChatRequest | None, body: bytes) -> Prepared:
+async def prepare(parts: Parts, caller: Caller, asked: ChatRequest | None, body: bytes, dialect: Dialect) -> Prepared:
     """Plan the context; an odd body is forwarded and recorded as it came."""
     if asked is None:
         return parts.memory.odd(caller, body)
-    return await parts.memory.prepare(caller, asked, openai)
+    return await parts.memory.prepare(caller, asked, dialect.writing)
 
 
 class Conversation:
     """One managed request's talk with the upstream. Holds what its steps share; used once."""
 
-    def __init__(self, parts: Parts, exchange: Exchange, body: bytes, started: float) -> None:
+    def __init__(self, parts: Parts, exchange: Exchange, body: bytes, dialect: Dialect, started: float) -> None:
         self._parts = parts
         self._exchange = exchange
         self._body = body
+        self._dialect = dialect
         self._started = started
         self._first_byte: float | None = None
 
@@ -216,13 +226,14 @@ class Conversation:
         if overflow is None:
             return refusal
         learn(self._parts, prepared, overflow)
-        again = await fail_open(self._parts, prepare(self._parts, prepared.caller, prepared.asked, self._body), None)
+        planning = prepare(self._parts, prepared.caller, prepared.asked, self._body, self._dialect)
+        again = await fail_open(self._parts, planning, None)
         fits = again is not None and not again.is_untouched and again.body != prepared.body
         return again if fits and again is not None else refusal
 
     async def _relay(self, prepared: Prepared, opening: Opening | None, reply: Reply, refusal: bytes | None) -> None:
         """Pass bytes on as they come; the terminal ones wait until the turn is safe."""
-        exchange, answer, recorded = self._exchange, answer_for(reply), False
+        exchange, answer, recorded = self._exchange, answer_for(reply, self._dialect), False
         headers = [*reply.headers, *await fail_open(self._parts, self._notes(prepared), ())]
         self._first_byte = time.perf_counter()
         try:

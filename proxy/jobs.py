@@ -23,7 +23,7 @@ from memory.worker import embed_line, expire, hygiene, item_handlers, job_done, 
 from proxy import logs
 from proxy.config import Config
 from proxy.household import database
-from proxy.wire.openai import message_of
+from proxy.wire.content import message_of
 
 log = structlog.get_logger()
 

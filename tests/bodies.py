@@ -2,7 +2,9 @@
 
 import json
 
-from proxy.wire.openai import Parser, message_of
+from proxy.wire.content import message_of
+from proxy.wire.openai import SHAPE
+from proxy.wire.parser import Parser
 
 USER = b'{"role":"user","content":"hi"}'
 
@@ -12,7 +14,7 @@ def body_of(*messages: bytes, before: bytes = b'"model":"m",', after: bytes = b"
 
 
 def parsed(body: bytes):
-    request = Parser().parse(body)
+    request = Parser(SHAPE).parse(body)
     assert request is not None
     return request
 

@@ -13,7 +13,8 @@ from memory.plan import Rollover
 from memory.tokens import REPLY_TOKENS, Counter
 from memory.types import Budget
 from proxy.wire import openai
-from proxy.wire.openai import Parser
+from proxy.wire.openai import SHAPE
+from proxy.wire.parser import Parser
 
 Json = dict[str, Any]
 
@@ -80,7 +81,7 @@ def body_of(messages: Sequence[Json], model: str = "small-8k", **more: Any) -> b
 
 
 def parse(messages: Sequence[Json], **more: Any) -> ChatRequest:
-    asked = Parser().parse(body_of(messages, **more))
+    asked = Parser(SHAPE).parse(body_of(messages, **more))
     assert asked is not None
     return asked
 
@@ -109,6 +110,6 @@ def rollover_of(counted: Counted, budget: Budget, digest_share: float = 0.35) ->
 
 def forwarded_tokens(messages: Sequence[bytes], schemas: Sequence[bytes] = ()) -> int:
     """What a prompt has, counted from its bytes."""
-    asked = Parser().parse(b'{"model":"m","messages":[' + b",".join(messages) + b"]}")
+    asked = Parser(SHAPE).parse(b'{"model":"m","messages":[' + b",".join(messages) + b"]}")
     assert asked is not None
     return sum(COUNTER.messages(asked.messages, ENCODING)) + COUNTER.schemas(schemas, ENCODING) + REPLY_TOKENS

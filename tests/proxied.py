@@ -23,7 +23,8 @@ from memory.tokens import REPLY_TOKENS, Counter
 from proxy.app import App
 from proxy.chat import Parts
 from proxy.config import Config, ModelSection
-from proxy.wire.openai import Parser
+from proxy.wire.openai import SHAPE
+from proxy.wire.parser import Parser
 from tests.scripted import ScriptedUpstream, Seen, Steps, answer, serve_asgi, sse
 
 Json = dict[str, Any]
@@ -123,7 +124,7 @@ class Provider:
     refused: list[str] = field(default_factory=list)  # what it objected to
     asked_models: list[Seen] = field(default_factory=list)
     _counter: Counter = field(default_factory=Counter)
-    _parser: Parser = field(default_factory=Parser)
+    _parser: Parser = field(default_factory=lambda: Parser(SHAPE))
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[ScriptedUpstream]:

@@ -27,7 +27,8 @@ from starlette.routing import Route
 
 from memory.messages import ChatRequest
 from memory.tokens import REPLY_TOKENS, Counter
-from proxy.wire.openai import Parser
+from proxy.wire.openai import SHAPE
+from proxy.wire.parser import Parser
 
 Json = dict[str, Any]
 
@@ -161,7 +162,7 @@ class Provider:
     encoding: str
     answered: int = 0
     cache: PrefixCache = field(default_factory=PrefixCache)
-    _parser: Parser = field(default_factory=Parser)
+    _parser: Parser = field(default_factory=lambda: Parser(SHAPE))
     _counter: Counter = field(default_factory=Counter)
 
     async def chat(self, request: Request) -> Response:

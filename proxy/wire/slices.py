@@ -19,6 +19,7 @@ _members = msgspec.json.Decoder(dict[str, Raw])
 _KEY = re.compile(rb"\s*[{,]\s*" + _STRING + rb"\s*:\s*", re.DOTALL)
 _OBJECT_END = re.compile(rb"\s*\}\s*\Z")
 _EMPTY_OBJECT = re.compile(rb"\s*\{\s*\}\s*\Z")
+_WHOLE_STRING = re.compile(_STRING, re.DOTALL)
 _TOKEN = re.compile(_STRING + rb'|["\[\]{}]', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _ESCAPE = re.compile(
@@ -102,3 +103,15 @@ def object_end(text: bytes, start: int) -> int:
         if depth > MAX_DEPTH or token[0] == _LONE_QUOTE:
             break
     raise NotUnderstood("not an object")
+
+
+def string_end(text: bytes, start: int) -> int:
+    """Where the string that begins at `start` ends.
+
+    Raises:
+        NotUnderstood: no string begins there, or it has no end.
+    """
+    found = _WHOLE_STRING.match(text, start)
+    if found is None:
+        raise NotUnderstood("not a string")
+    return found.end()

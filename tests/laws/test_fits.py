@@ -25,7 +25,9 @@ from memory.settings import Settings
 from memory.spool import Spool
 from memory.tokens import REPLY_TOKENS, Counter
 from proxy.wire import openai
-from proxy.wire.openai import Parser, message_of
+from proxy.wire.content import message_of
+from proxy.wire.openai import SHAPE
+from proxy.wire.parser import Parser
 from tests.conversations import assistant, body_of, calling, prose, result, system, user
 from tests.proxied import problems
 
@@ -35,7 +37,7 @@ WINDOWS = {"m-2k": 2_048, "m-8k": 8_192, "m-32k": 32_768}
 TOOLS = [{"type": "function", "function": {"name": "look", "description": "Looks. " * 30, "parameters": {"x": 1}}}]
 SMALLEST_DIGEST = 200  # tokens that any digest may take
 SMALLEST_RESULT = 160  # tokens that a shortened result may take, its note included
-COUNTER, PARSER = Counter(), Parser()
+COUNTER, PARSER = Counter(), Parser(SHAPE)
 
 
 def tokens_in(body: bytes) -> int:
@@ -52,7 +54,7 @@ class House:
 
     memory: MemoryManager
     tenants: int = 0
-    _parser: Parser = field(default_factory=Parser)
+    _parser: Parser = field(default_factory=lambda: Parser(SHAPE))
 
     def tenant(self) -> Caller:
         self.tenants += 1

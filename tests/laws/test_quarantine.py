@@ -29,7 +29,8 @@ from memory.store.turns import NodeRow, save_nodes
 from memory.tokens import Counter
 from memory.worker import item_handlers
 from proxy.wire import openai
-from proxy.wire.openai import Parser
+from proxy.wire.openai import SHAPE
+from proxy.wire.parser import Parser
 from tests.clock import Hands
 from tests.conftest import finish, open_pool
 from tests.conversations import TENANT, assistant, body_of, calling, prose, result, user
@@ -275,7 +276,7 @@ async def planned(pool, spool, history, while_planning=None):
             while_planning(manager)
 
         recorder.store_line = overtaken
-    asked = Parser().parse(body_of([*history, user("What is the canary's word?")], model=MODEL, max_tokens=256))
+    asked = Parser(SHAPE).parse(body_of([*history, user("What is the canary's word?")], model=MODEL, max_tokens=256))
     return manager, await manager.prepare(Caller(TENANT), asked, openai)
 
 
@@ -283,7 +284,7 @@ async def test_an_embedding_under_way_is_not_written(pool, owner, quarantine):
     """The worker has read the message, then it is isolated, then the vectors come."""
     said = user(f"Remember: {CANARY}.")
     raw = json.dumps(said).encode()
-    path = line(TENANT, Parser().parse(body_of([said])).messages)
+    path = line(TENANT, Parser(SHAPE).parse(body_of([said])).messages)
     async with pool.connection() as connection:
         row = NodeRow(path.tip, None, 0, True, "user", path.messages[0].digest, raw, 1)
         await save_nodes(connection, TENANT, None, [row], "s")

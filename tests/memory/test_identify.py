@@ -134,7 +134,7 @@ def test_a_message_is_another_node_behind_another_parent():
 def test_half_surrogate_pairs_have_a_place_in_the_tree():
     asked = parse([user("x")])
     raw = rb'{"role":"user","content":"\ud800 and \udfff"}'
-    from proxy.wire.openai import message_of
+    from proxy.wire.content import message_of
 
     assert len(line(TENANT, (message_of(raw), *asked.messages)).nodes) == 2
 

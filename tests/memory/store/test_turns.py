@@ -32,7 +32,7 @@ from memory.store.turns import (
     unpack_turn,
 )
 from memory.types import Block, Form, Frozen, Part, Quote, Stretch
-from proxy.wire.openai import message_of
+from proxy.wire.content import message_of
 from tests.conftest import open_pool
 from tests.conversations import TENANT, assistant, line_of, parse, system, user
 

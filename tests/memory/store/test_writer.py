@@ -12,7 +12,7 @@ from memory.store import writer
 from memory.store.pool import SETTINGS, Pool
 from memory.store.turns import NodeRow, TurnRecord, attempt_id, record_turns
 from memory.store.writer import MOST_TURNS, TurnWriter
-from proxy.wire.openai import message_of
+from proxy.wire.content import message_of
 from tests.conftest import open_pool
 
 TENANTS = [bytes([number]) * 16 for number in range(1, 6)]

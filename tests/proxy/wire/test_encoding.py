@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.wire import sse
+from proxy.wire import chunks
 from proxy.wire.encoding import Decoder, decoded
 
 TEXT = (
@@ -62,7 +62,7 @@ def test_a_stream_is_decoded_wherever_it_is_cut(name, cuts):
 
 def test_what_is_flushed_can_be_seen_at_once():
     packer = zlib.compressobj(wbits=31)
-    decoder, events = Decoder("gzip"), sse.Accumulator()
+    decoder, events = Decoder("gzip"), chunks.accumulator()
 
     seen = [
         events.feed(decoder.feed(packer.compress(e) + packer.flush(zlib.Z_SYNC_FLUSH)))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.wire import images
-from proxy.wire.openai import message_of
+from proxy.wire.content import message_of
 
 promise = settings(deadline=None)
 

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from proxy.wire.openai import Parser
+from proxy.wire.openai import SHAPE
+from proxy.wire.parser import Parser
 from tests.bodies import USER, body_of
 
 promise = settings(deadline=None, max_examples=60)
@@ -30,7 +31,7 @@ def conversation(rng: random.Random, length: int) -> list[bytes]:
 def test_a_parser_that_knows_messages_reads_what_a_new_one_reads(cache_bytes):
     """Growing, forked, edited and mixed conversations, with a cache of every size."""
     rng = random.Random(5)
-    parser = Parser(cache_bytes)
+    parser = Parser(SHAPE, cache_bytes)
     lines = [conversation(rng, 12) for _ in range(4)]
     for _ in range(300):
         line = rng.choice(lines)
@@ -43,7 +44,7 @@ def test_a_parser_that_knows_messages_reads_what_a_new_one_reads(cache_bytes):
             + rng.choice([b"]}", b' ],"tools":[]}'])
         )
 
-        assert [m.raw for m in parser.parse(body).messages] == [m.raw for m in Parser().parse(body).messages]
+        assert [m.raw for m in parser.parse(body).messages] == [m.raw for m in Parser(SHAPE).parse(body).messages]
 
 
 @promise
@@ -51,7 +52,7 @@ def test_a_parser_that_knows_messages_reads_what_a_new_one_reads(cache_bytes):
 def test_a_broken_copy_of_a_known_body_is_judged_as_if_it_were_new(data):
     rng = random.Random(3)
     body = body_of(*conversation(rng, 5), after=b',"tools":[{"x":"]"}]')
-    parser = Parser()
+    parser = Parser(SHAPE)
     parser.parse(body)
     at = data.draw(st.integers(0, len(body)))
     until = data.draw(st.integers(at, min(len(body), at + data.draw(st.sampled_from([0, 1, 3, 60])))))
@@ -59,7 +60,7 @@ def test_a_broken_copy_of_a_known_body_is_judged_as_if_it_were_new(data):
         st.sampled_from([b"", b",", b'"', b"]", b"}", b"{", b"[", b"\\", b" ", b"0", b"\xff", USER, b"," + USER])
     )
     broken = body[:at] + put + body[until:]
-    warm, cold = parser.parse(broken), Parser().parse(broken)
+    warm, cold = parser.parse(broken), Parser(SHAPE).parse(broken)
 
     assert warm == cold
     if warm is not None:
@@ -77,13 +78,13 @@ def test_a_broken_copy_of_a_known_body_is_judged_as_if_it_were_new(data):
 )
 def test_what_is_understood_is_json(text):
     for body in (text, b'{"messages":[' + USER + text, b"{" + text + b"}"):
-        request = Parser().parse(body)
+        request = Parser(SHAPE).parse(body)
         if request is not None:
             assert [json.loads(m.raw) for m in request.messages] == json.loads(body)["messages"]
 
 
 def test_memory_stays_within_its_bounds():
-    parser = Parser(cache_bytes=200_000)
+    parser = Parser(SHAPE, cache_bytes=200_000)
     for n in range(500):
         parser.parse(body_of(json.dumps({"role": "user", "content": f"{n} " + "x" * 3000}).encode(), USER))
     held = parser.remembered_bytes
@@ -95,7 +96,7 @@ def test_a_resent_history_costs_less_than_reading_it():
     rng = random.Random(1)
     text = "".join(chr(rng.randrange(32, 126)) for _ in range(1500))
     messages = [json.dumps({"role": "user", "content": f"{n} {text}"}).encode() for n in range(300)]
-    parser, body = Parser(), body_of(*messages)
+    parser, body = Parser(SHAPE), body_of(*messages)
     parser.parse(body)
 
     assert least_seconds(lambda: parser.parse(body)) < least_seconds(lambda: json.loads(body))

@@ -7,13 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.wire.openai import (
-    Parser,
-    message_json,
-    message_of,
-    render,
-    with_content,
-)
+from proxy.wire.content import message_of
+from proxy.wire.openai import SHAPE, message_json, render, with_content
+from proxy.wire.parser import Parser
 from proxy.wire.slices import NotUnderstood
 from tests.bodies import USER, body_of, digest, parsed
 
@@ -169,7 +165,7 @@ ODD_BUT_UNDERSTOOD = {
 @pytest.mark.parametrize("name", ODD_BUT_UNDERSTOOD)
 def test_odd_but_legal_bodies_are_understood(name):
     body = ODD_BUT_UNDERSTOOD[name]
-    parser = Parser()
+    parser = Parser(SHAPE)
     request, again = parser.parse(body), parser.parse(body)
 
     assert request == again
@@ -234,7 +230,7 @@ NOT_UNDERSTOOD = {
 
 @pytest.mark.parametrize("name", NOT_UNDERSTOOD)
 def test_what_is_not_understood_gives_none(name):
-    parser = Parser()
+    parser = Parser(SHAPE)
     assert parser.parse(NOT_UNDERSTOOD[name]) is None
     parser.parse(body_of(USER))  # knowing a message of it changes nothing
     assert parser.parse(NOT_UNDERSTOOD[name]) is None
@@ -263,9 +259,9 @@ def test_hostile_bodies_cost_linear_time():
     escaped, quotes, braces = b'\\"' * 500_000, b'"' * 1_000_001, b"{" * 1_000_000
     began = time.process_time()
     for hostile in (escaped, quotes, braces, b'{"a":"' * 200_000, b"\\" * 1_000_001, b'"messages":[' * 90_000):
-        assert Parser().parse(b'{"messages":[{"role":"user","content":"' + hostile) is None
-        assert Parser().parse(b'{"x":' + hostile) is None
-        assert Parser().parse(hostile) is None
+        assert Parser(SHAPE).parse(b'{"messages":[{"role":"user","content":"' + hostile) is None
+        assert Parser(SHAPE).parse(b'{"x":' + hostile) is None
+        assert Parser(SHAPE).parse(hostile) is None
     assert time.process_time() - began < 10
 
 

@@ -12,8 +12,8 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
 from memory.types import Usage
-from proxy.wire import sse
-from proxy.wire.openai import message_of
+from proxy.wire import chunks, sse
+from proxy.wire.content import message_of
 
 promise = settings(deadline=None, max_examples=40)
 
@@ -69,7 +69,7 @@ def chunk(delta: dict[str, object], **choice: object) -> bytes:
     ],
 )
 def test_a_stream_adds_up_to_its_message(name, texts, finish_reasons, terminal):
-    answer = sse.accumulate([stream(name)])
+    answer = chunks.accumulate([stream(name)])
 
     assert [message.text for message in answer.messages] == texts
     assert {message.role for message in answer.messages} == {"assistant"}
@@ -79,7 +79,7 @@ def test_a_stream_adds_up_to_its_message(name, texts, finish_reasons, terminal):
 
 
 def test_parallel_calls_are_joined_by_index():
-    (message,) = sse.accumulate([stream("tools_parallel")]).messages
+    (message,) = chunks.accumulate([stream("tools_parallel")]).messages
 
     assert [(call.id, call.name, call.arguments) for call in message.calls] == [
         ("call_dVnWq1", "get_weather", '{"city":"Paris", "unit":"c"}'),
@@ -89,7 +89,7 @@ def test_parallel_calls_are_joined_by_index():
 
 def test_calls_under_one_index_stay_apart_by_their_ids():
     """Gemini's compatible endpoint gives all parallel calls the index 0; they were joined into one."""
-    (message,) = sse.accumulate([stream("tools_one_index")]).messages
+    (message,) = chunks.accumulate([stream("tools_one_index")]).messages
 
     assert [(call.id, call.arguments) for call in message.calls] == [
         ("fc_1", '{"path":"a.py"}'),
@@ -100,14 +100,14 @@ def test_calls_under_one_index_stay_apart_by_their_ids():
 def test_a_name_sent_with_every_delta_is_taken_once():
     delta = {"index": 0, "id": "c1", "function": {"name": "ls", "arguments": "{}"}}
     more = {"index": 0, "id": "c1", "function": {"name": "ls", "arguments": " "}}
-    (message,) = sse.accumulate([chunk({"tool_calls": [delta]}), chunk({"tool_calls": [more]})]).messages
+    (message,) = chunks.accumulate([chunk({"tool_calls": [delta]}), chunk({"tool_calls": [more]})]).messages
 
     assert [(call.name, call.arguments) for call in message.calls] == [("ls", "{} ")]
 
 
 def test_calls_without_an_index_are_told_apart_by_their_ids():
     deltas = [{"id": f"c{n}", "function": {"name": "ls", "arguments": f'"{n}"'}} for n in range(3)]
-    (message,) = sse.accumulate([chunk({"tool_calls": [delta]}) for delta in deltas]).messages
+    (message,) = chunks.accumulate([chunk({"tool_calls": [delta]}) for delta in deltas]).messages
 
     assert [(call.id, call.arguments) for call in message.calls] == [("c0", '"0"'), ("c1", '"1"'), ("c2", '"2"')]
 
@@ -115,19 +115,19 @@ def test_calls_without_an_index_are_told_apart_by_their_ids():
 def test_a_custom_tools_input_is_joined():
     first = {"index": 0, "id": "c1", "type": "custom", "custom": {"name": "shell", "input": "ls"}}
     more = {"index": 0, "custom": {"input": " -l"}}
-    (message,) = sse.accumulate([chunk({"tool_calls": [first]}), chunk({"tool_calls": [more]})]).messages
+    (message,) = chunks.accumulate([chunk({"tool_calls": [first]}), chunk({"tool_calls": [more]})]).messages
 
     assert [(call.id, call.name, call.arguments) for call in message.calls] == [("c1", "shell", "ls -l")]
 
 
 def test_the_old_function_call_is_a_call_named_after_its_function():
-    (message,) = sse.accumulate([stream("function_call")]).messages
+    (message,) = chunks.accumulate([stream("function_call")]).messages
 
     assert [(call.id, call.name, call.arguments) for call in message.calls] == [("lookup", "lookup", '{"q":"x"}')]
 
 
 def test_reasoning_and_refusal_are_kept_in_the_raw_message():
-    reasoning, refusal = (sse.accumulate([stream(name)]).messages[0] for name in ("reasoning", "refusal"))
+    reasoning, refusal = (chunks.accumulate([stream(name)]).messages[0] for name in ("reasoning", "refusal"))
 
     assert json.loads(reasoning.raw)["reasoning_content"] == "They ask for 2+2. Four."
     assert json.loads(refusal.raw) == {
@@ -142,7 +142,7 @@ def test_content_that_comes_in_parts_gives_its_text():
     thinking = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
     deltas = [{"content": [thinking]}, {"content": [{"type": "text", "text": "Well"}]}, {"content": "."}]
 
-    assert sse.accumulate([chunk(delta) for delta in deltas]).messages[0].text == "Well."
+    assert chunks.accumulate([chunk(delta) for delta in deltas]).messages[0].text == "Well."
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_content_that_comes_in_parts_gives_its_text():
     [("usage", Usage(1182, 1024, 12)), ("reasoning", Usage(20, 16, 15)), ("text", None)],
 )
 def test_usage_is_what_the_provider_counted(name, usage):
-    assert sse.accumulate([stream(name)]).usage == usage
+    assert chunks.accumulate([stream(name)]).usage == usage
 
 
 @pytest.mark.parametrize(
@@ -162,11 +162,11 @@ def test_usage_is_what_the_provider_counted(name, usage):
     ],
 )
 def test_an_error_event_is_told(name, error):
-    assert sse.accumulate([stream(name)]).error == error
+    assert chunks.accumulate([stream(name)]).error == error
 
 
 def test_an_empty_stream_is_an_empty_answer():
-    assert sse.accumulate([]) == sse.Answer()
+    assert chunks.accumulate([]) == sse.Answer()
 
 
 # Cuts
@@ -179,15 +179,15 @@ def test_the_answer_does_not_depend_on_where_the_bytes_are_cut(name, data):
     body = stream(name)
     cuts = data.draw(st.lists(st.integers(0, len(body)), max_size=40))
     edges = [0, *sorted(cuts), len(body)]
-    chunks = [body[a:b] for a, b in pairwise(edges)]
+    pieces = [body[a:b] for a, b in pairwise(edges)]
 
-    assert seen(sse.accumulate(chunks)) == seen(sse.accumulate([body]))
+    assert seen(chunks.accumulate(pieces)) == seen(chunks.accumulate([body]))
 
 
 @pytest.mark.parametrize("name", ["text", "logprobs", "comments_crlf", "several_lines"])
 def test_one_byte_at_a_time_is_the_same_answer(name):
     body = stream(name)
-    assert seen(sse.accumulate(body[i : i + 1] for i in range(len(body)))) == seen(sse.accumulate([body]))
+    assert seen(chunks.accumulate(body[i : i + 1] for i in range(len(body)))) == seen(chunks.accumulate([body]))
 
 
 def test_a_stream_longer_than_what_waits_unread_adds_up_the_same():
@@ -195,20 +195,20 @@ def test_a_stream_longer_than_what_waits_unread_adds_up_the_same():
     for newline in (b"\n", b"\r\n", b"\r"):
         body = b"".join(chunk({"content": word}).replace(b"\n", newline) for word in words)
         assert len(body) > 2 * sse.FLUSH_BYTES
-        answer = sse.accumulate(body[i : i + 1000] for i in range(0, len(body), 1000))
+        answer = chunks.accumulate(body[i : i + 1000] for i in range(0, len(body), 1000))
         assert answer.messages[0].text == "".join(words)
 
 
 def test_an_event_of_a_megabyte_is_read():
     text = "é" * 700_000
     body = chunk({"content": text}) + chunk({"content": "!"})
-    answer = sse.accumulate(body[i : i + 1400] for i in range(0, len(body), 1400))
+    answer = chunks.accumulate(body[i : i + 1400] for i in range(0, len(body), 1400))
 
     assert answer.messages[0].text == text + "!"
 
 
 def test_an_answer_over_the_limit_is_truncated_and_says_so():
-    accumulator = sse.Accumulator(max_chars=10_000)
+    accumulator = chunks.accumulator(max_chars=10_000)
     for _ in range(100):
         accumulator.feed(chunk({"content": "x" * 1000}))
     accumulator.feed(b"data: [DONE]\n\n")
@@ -229,7 +229,7 @@ def test_no_prefix_of_a_stream_fakes_an_end(name):
     ends = line.end() if line else len(body) + 1
 
     for stop in range(len(body) + 1):
-        assert (sse.Accumulator().feed(body[:stop]) is not None) == (stop >= ends), body[:stop][-40:]
+        assert (chunks.accumulator().feed(body[:stop]) is not None) == (stop >= ends), body[:stop][-40:]
 
 
 @pytest.mark.parametrize("name", ["text", "comments_crlf", "logprobs"])
@@ -239,7 +239,7 @@ def test_every_byte_from_the_terminal_line_on_is_held(name):
     line = re.search(rb"(?m)^data: ?\[DONE\]", body)
 
     for cut in range(len(body) + 1):
-        accumulator = sse.Accumulator()
+        accumulator = chunks.accumulator()
         held = [accumulator.feed(part) for part in (body[:cut], body[cut:])]
         if cut >= line.end():
             assert held == [line.start(), None]
@@ -250,7 +250,7 @@ def test_every_byte_from_the_terminal_line_on_is_held(name):
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("before", [b"", b"data: {}\n\n", b": ping\r\n\r\n", b"event: x\r"])
 def test_every_form_of_the_last_line_is_an_end(end, before):
-    assert sse.Accumulator().feed(before + end) == len(before)
+    assert chunks.accumulator().feed(before + end) == len(before)
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_every_form_of_the_last_line_is_an_end(end, before):
 )
 def test_what_only_looks_like_an_end_is_none(text):
     for cut in range(len(text)):
-        accumulator = sse.Accumulator()
+        accumulator = chunks.accumulator()
         assert accumulator.feed(text[:cut]) is None
         assert accumulator.feed(text[cut:]) is None
         assert not accumulator.finish().terminal
@@ -284,11 +284,11 @@ def test_no_content_fakes_an_end(text, cuts):
     body = chunk({"content": text + "[DONE]\n\ndata: [DONE]\n\n" + text})
     edges = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
 
-    assert not sse.accumulate(body[a:b] for a, b in pairwise(edges)).terminal
+    assert not chunks.accumulate(body[a:b] for a, b in pairwise(edges)).terminal
 
 
 def test_what_comes_after_the_end_does_not_count():
-    answer = sse.accumulate(
+    answer = chunks.accumulate(
         [chunk({"content": "a"}), b"data: [DONE]\n\n" + chunk({"content": "b"}), chunk({"content": "c"})]
     )
     assert answer.messages[0].text == "a"
@@ -299,7 +299,7 @@ def test_what_comes_after_the_end_does_not_count():
     body=st.binary(max_size=300), lines=st.lists(st.sampled_from([b"data:", b"\n", b"\r\n", b"[DONE]", b"{}", b'"']))
 )
 def test_garbage_is_read_without_an_error(body, lines):
-    sse.accumulate([body, *lines, body])
+    chunks.accumulate([body, *lines, body])
 
 
 ODD = (
@@ -340,7 +340,7 @@ EVENT = st.fixed_dictionaries(
 def test_events_of_any_shape_are_read_without_an_error(events):
     """And one that cannot be read takes no other with it."""
     body = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
-    answer = sse.accumulate([chunk({"content": "before"}, index=7), body, chunk({"content": ", after"}, index=7)])
+    answer = chunks.accumulate([chunk({"content": "before"}, index=7), body, chunk({"content": ", after"}, index=7)])
 
     assert [m.text for m in answer.messages if m.text.startswith("before")] == ["before, after"]
 
@@ -385,7 +385,7 @@ def resent(message: dict[str, object]) -> list[dict[str, object]]:
 @pytest.mark.parametrize("name", ["text", "usage", "tools_parallel", "reasoning", "refusal", "azure"])
 def test_what_the_sdk_sends_back_is_the_message_we_accumulated(name):
     body = stream(name)
-    accumulated = sse.accumulate([body]).messages
+    accumulated = chunks.accumulate([body]).messages
 
     for ours, theirs in zip(accumulated, as_the_sdk_returns_it(body), strict=True):
         for shape in resent(theirs):
@@ -406,7 +406,7 @@ def test_any_answer_comes_back_as_the_same_message(pieces, calls, data):
         cut = data.draw(st.integers(0, len(text)))
         head = {"index": index, "id": f"call_{index}", "function": {"name": "f", "arguments": text[:cut]}}
         deltas += [{"tool_calls": [head]}, {"tool_calls": [{"index": index, "function": {"arguments": text[cut:]}}]}]
-    (ours,) = sse.accumulate(chunk(delta) for delta in deltas).messages
+    (ours,) = chunks.accumulate(chunk(delta) for delta in deltas).messages
 
     sent = {"role": "assistant", "content": "".join(pieces) or None}
     if calls:

@@ -1,0 +1,175 @@
+"""Messages to values: texts, calls, media. For looking; a message's raw bytes are what is forwarded."""
+
+from collections.abc import Mapping
+from hashlib import blake2b
+
+import msgspec
+from msgspec import Raw
+
+from memory.messages import DIGEST_BYTES, Media, Message, ToolCall
+from proxy.wire import images
+from proxy.wire.slices import NotUnderstood, looking, members
+
+NULL = b"null"
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, NotUnderstood)
+TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+
+
+def message_of(raw: bytes) -> Message:
+    """A message object as a value.
+
+    Raises:
+        NotUnderstood, msgspec.DecodeError, UnicodeDecodeError, RecursionError: not a message.
+    """
+    looked = looking(raw)
+    fields = {key: looked[start:stop] for key, (start, stop) in members(looked).items()}
+    role = _STRING.decode(fields.get("role", NULL))
+    text, media = _content(fields.get("content", NULL))
+    name = string(fields.get("name", NULL))
+    return Message(
+        role=role,
+        text=text,
+        raw=raw,
+        name=name,
+        calls=_calls(fields),
+        call_id=name if role == "function" else string(fields.get("tool_call_id", NULL)),
+        media=(*media, *_spoken(fields.get("audio", NULL))),
+    )
+
+
+# Content parts
+
+
+def _content(raw: bytes) -> tuple[str, tuple[Media, ...]]:
+    if raw == NULL:
+        return "", ()
+    if raw.startswith(b'"'):
+        return _STRING.decode(raw), ()
+    texts: list[str] = []
+    media: list[Media] = []
+    for part in _ARRAY.decode(raw):
+        match _part(bytes(part)):
+            case str(text):
+                texts.append(text)
+            case Media() as medium:
+                media.append(medium)
+    return "\n".join(texts), tuple(media)
+
+
+def _part(raw: bytes) -> str | Media | None:
+    """A part as text or media; None for a refusal, which does not count for identity."""
+    part = _PART.decode(raw)
+    if part.type in TEXT_PARTS and isinstance(part.text, str):
+        return part.text
+    if part.type == "image_url" and (url := _inner(part.image_url, "url")):
+        width, height = images.size(url) or (None, None)
+        return Media("image", _digest(url.encode()), width, height, _inner(part.image_url, "detail") or "auto")
+    if part.type == "input_audio" and (data := _inner(part.input_audio, "data")):
+        return Media("audio", _digest(data.encode()))
+    if part.type == "file" and (file := _inner(part.file, "file_data") or _inner(part.file, "file_id")):
+        return Media("file", _digest(file.encode()))
+    if part.type == "refusal":
+        return None
+    return Media("file", _digest(raw))  # unknown to us, so compared byte by byte
+
+
+def _spoken(raw: bytes) -> tuple[Media, ...]:
+    """`audio: {"id": ...}` of an assistant's spoken answer."""
+    spoken = _inner(Raw(raw), "id") if raw != NULL else ""
+    return (Media("audio", _digest(spoken.encode())),) if spoken else ()
+
+
+def _inner(raw: Raw, key: str) -> str:
+    """A string inside an object, else ""; where a client sends a string in place of the object, it is the url."""
+    try:
+        found = _OBJECT.decode(raw).get(key, NULL)
+    except msgspec.ValidationError:
+        found = raw if key == "url" else NULL
+    return string(found) or ""
+
+
+def _digest(value: bytes) -> bytes:
+    return blake2b(value, digest_size=DIGEST_BYTES).digest()
+
+
+# Tool calls
+
+
+def _calls(fields: Mapping[str, bytes]) -> tuple[ToolCall, ...]:
+    """Calls of any shape; what is not as the API says becomes a call whose arguments are the JSON text."""
+    calls: list[ToolCall] = []
+    raw = fields.get("tool_calls", NULL)
+    if raw.startswith(b"["):
+        calls += [_call(bytes(call)) for call in _ARRAY.decode(raw)]
+    elif raw != NULL:
+        calls.append(ToolCall("", "", raw.decode()))
+    legacy = fields.get("function_call", NULL)
+    if legacy != NULL:
+        name, arguments = _function(legacy)
+        calls.append(ToolCall(name, name, arguments))  # its result names the function, not the call
+    return tuple(calls)
+
+
+def _call(raw: bytes) -> ToolCall:
+    try:
+        call = _CALL.decode(raw)
+    except msgspec.ValidationError:
+        return ToolCall("", "", raw.decode())
+    name, arguments = _function(given(call.function, call.custom) or raw)
+    return ToolCall(string(call.id) or "", name, arguments)
+
+
+def _function(raw: bytes) -> tuple[str, str]:
+    """Name and arguments (or a custom tool's input)."""
+    try:
+        function = _FUNCTION.decode(raw)
+    except msgspec.ValidationError:
+        return "", raw.decode()
+    arguments = given(function.arguments, function.input) or b'""'
+    written = string(arguments)
+    return string(function.name) or "", arguments.decode() if written is None else written
+
+
+# Single values
+
+
+def given(*raws: Raw) -> bytes | None:
+    """The first that is neither absent nor null."""
+    return next((value for value in map(bytes, raws) if value != NULL), None)
+
+
+def string(raw: Raw | bytes) -> str | None:
+    """A string; None for anything else."""
+    value = bytes(raw)
+    return _STRING.decode(value) if value.startswith(b'"') else None
+
+
+# Shapes
+
+
+class _Part(msgspec.Struct):
+    type: object = None
+    text: object = None
+    image_url: Raw = Raw(NULL)
+    input_audio: Raw = Raw(NULL)
+    file: Raw = Raw(NULL)
+
+
+class _ToolCall(msgspec.Struct):
+    id: Raw = Raw(NULL)
+    function: Raw = Raw(NULL)
+    custom: Raw = Raw(NULL)
+
+
+class _Function(msgspec.Struct):
+    name: Raw = Raw(NULL)
+    arguments: Raw = Raw(NULL)
+    input: Raw = Raw(NULL)
+
+
+_STRING = msgspec.json.Decoder(str)
+_ARRAY = msgspec.json.Decoder(list[Raw])
+_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+_PART = msgspec.json.Decoder(_Part)
+_CALL = msgspec.json.Decoder(_ToolCall)
+_FUNCTION = msgspec.json.Decoder(_Function)

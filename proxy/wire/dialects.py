@@ -1,0 +1,28 @@
+"""The dialects whose conversations are managed, and the paths by which they are known."""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+from memory import prepared
+from proxy.wire import chunks, openai
+from proxy.wire.openai import Completion
+from proxy.wire.parser import Shape
+from proxy.wire.sse import Accumulator
+
+
+class Dialect(NamedTuple):
+    """One wire format: how it is read, and how what we add is written."""
+
+    shape: Shape
+    writing: prepared.Dialect
+    completion_in: Callable[[bytes], Completion]  # what a plain answer says
+    accumulator: Callable[[], Accumulator]  # for one streamed answer
+    errors: Literal["openai", "anthropic"] = "openai"  # how an error of ours looks
+
+
+CHAT = Dialect(openai.SHAPE, openai, openai.completion_in, chunks.accumulator)
+
+
+def dialect_at(path: str) -> Dialect | None:
+    """The dialect of a managed endpoint; None: this path is relayed."""
+    return CHAT if path.endswith("/chat/completions") else None
