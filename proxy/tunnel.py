@@ -35,6 +35,7 @@ class Connections(HttpToolsProtocol):
     """uvicorn's connections, of which a handshake may take over its own."""
 
     tunnel: "Tunnel | None" = None
+    stopping = False  # the process is
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade() and self._get_upgrade() == WEBSOCKET:
@@ -45,6 +46,7 @@ class Connections(HttpToolsProtocol):
         """uvicorn would say that a library is missing."""
 
     def shutdown(self) -> None:
+        self.stopping = True
         if self.tunnel is None:
             super().shutdown()
         else:
@@ -63,8 +65,15 @@ def from_a_foreign_page(headers: Headers) -> bool:
     Browsers let any page open a WebSocket to anywhere and read what comes, and tell its origin. So the operator's key
     is not lent to such a request.
     """
-    origins = [value for name, value in headers if name == b"origin"]
-    return any(urlsplit(origin.decode("latin-1")).hostname not in LOCAL_PAGES for origin in origins)
+    origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
+    return any(_host_of(origin) not in LOCAL_PAGES for origin in origins)
+
+
+def _host_of(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).hostname
+    except ValueError:  # brackets that do not close
+        return None
 
 
 async def tunnel(upstream: Upstream, exchange: Exchange, connection: Connections, headers: Headers) -> None:
@@ -93,6 +102,8 @@ async def _shake_hands(upstream: Upstream, exchange: Exchange, connection: Conne
         if reply.status != 101:
             return await pass_on(reply, exchange)
         connection.tunnel = Tunnel(connection.transport, sending, _agreed(reply.headers))
+        if connection.stopping:
+            connection.tunnel.end_when_quiet()
         await connection.tunnel.run()
 
 

@@ -417,6 +417,8 @@ def _socket(address: AddrInfoType) -> socket.socket:
 
 def notice_death(sock: socket.socket) -> None:
     """Let the kernel ask every minute whether the other machine is still there."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):  # a unix socket's other end is on this machine
+        return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):  # not on macOS
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_SECONDS)
