@@ -42,6 +42,7 @@ from proxy.household import database, job_worker
 from proxy.metrics import Metrics
 from proxy.relay import relay
 from proxy.rest.table import routes
+from proxy.tunnel import connection_of, from_a_foreign_page, tunnel
 from proxy.upstream import Upstream
 from proxy.windows import Windows, client_without_cookies
 from proxy.wire.dialects import dialect_at
@@ -84,6 +85,9 @@ class App:
             return await self._admin(scope, receive, send)
         assert self._parts is not None
         exchange = Exchange(scope, receive, send)
+        if connection := connection_of(scope):
+            headers = exchange.headers if from_a_foreign_page(exchange.headers) else lent(self._parts, exchange.headers)
+            return await tunnel(self._parts.upstream, exchange, connection, headers)
         dialect = dialect_at(path)
         if dialect is not None:
             return await managed(self._parts, exchange, dialect)

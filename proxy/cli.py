@@ -100,7 +100,7 @@ def web(fd: Annotated[int, typer.Option(help="An inherited listening socket.")])
     server = uvicorn.Config(
         "proxy.app:app",
         loop="uvloop",
-        http="httptools",
+        http="proxy.tunnel:Connections",  # httptools, and a way out for WebSockets
         ws="none",
         lifespan="on",
         access_log=False,

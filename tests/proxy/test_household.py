@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import httpx
 import pytest
+from websockets.sync.client import connect
+from websockets.sync.server import ServerConnection, serve
 
 from proxy.cli import banner
 from proxy.config import Config
@@ -76,6 +79,25 @@ def test_streams_of_events_and_programs_that_wait_end_as_soon_as_the_server_is_t
             assert time.monotonic() - told < 1.5
         waiting.close()
         assert process.wait(10) == 0
+
+
+def test_a_websocket_passes_and_a_silent_one_does_not_hold_up_the_end(dsn, tmp_path):
+    def echo(connection: ServerConnection) -> None:
+        for message in connection:
+            connection.send(message)
+
+    with serve(echo, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        upstream = f"http://127.0.0.1:{server.socket.getsockname()[1]}"
+        with serving(upstream, dsn, tmp_path) as (process, url):
+            with connect(url.replace("http", "ws") + "/v1/realtime", proxy=None) as client:
+                client.send("hello")
+                assert client.recv(timeout=10) == "hello"
+                process.send_signal(signal.SIGTERM)
+                told = time.monotonic()
+                assert process.wait(10) == 0
+                assert time.monotonic() - told < 6
+        server.shutdown()
 
 
 def refused_in(url: str, seconds: float) -> bool:
