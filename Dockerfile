@@ -19,7 +19,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY memory memory
 COPY proxy proxy
 COPY migrations migrations
-# litellm is data for us and never imported, so its 50 MB of bytecode would only lie there.
+# litellm is data for us and never imported, so its 44 MB of bytecode would only lie there.
 RUN pip wheel --no-deps --no-index --no-build-isolation --wheel-dir dist . \
     && pip --python /opt/infold/bin/python install --no-cache-dir --no-deps --no-index dist/*.whl \
     && find /opt/infold -name __pycache__ -prune -exec rm -r {} + \
