@@ -126,6 +126,20 @@ def worker(config: Annotated[Path | None, typer.Option(help="Settings file.")] =
     asyncio.run(run(settings))
 
 
+@cli.command(hidden=True)
+def embed() -> None:
+    """The embedder for web workers alone; `infold serve` starts it where `job_worker` is false."""
+    from proxy.config import ConfigError, load, silence_libraries
+
+    silence_libraries()
+    from proxy.jobs import embed_alone
+
+    try:
+        asyncio.run(embed_alone(load()))
+    except ConfigError as error:
+        fail(str(error))
+
+
 @cli.command()
 def models(
     as_json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,

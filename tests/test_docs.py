@@ -35,6 +35,7 @@ PAGES = (
     "docs/configuration.md",
     "docs/context.md",
     "docs/decisions.md",
+    "docs/deploy.md",
     "docs/operations.md",
     "docs/rest.md",
 )
@@ -69,6 +70,7 @@ ELSEWHERE = {
     ".",
     "pip",
     "docker",
+    "kubectl",
     "pytest",
     "ruff",
     "mypy",
