@@ -34,15 +34,16 @@ class Client:
         return DRIVERS / dialect / self.drivers[dialect]
 
 
+OPENAI = {"chat": "openai_sdk.py", "responses": "openai_sdk.py"}
 CLIENTS = [
-    Client("openai-1", "openai (Python) 1.x", {"chat": "openai_sdk.py"}),
-    Client("openai-2", "openai (Python) 2.x", {"chat": "openai_sdk.py"}),
-    Client("openai-3", "openai (Python) 3.x", {"chat": "openai_sdk.py"}),
+    Client("openai-1", "openai (Python) 1.x", OPENAI),
+    Client("openai-2", "openai (Python) 2.x", OPENAI),
+    Client("openai-3", "openai (Python) 3.x", OPENAI),
     Client("langchain", "LangChain (Python)", {"chat": "langchain_chat.py"}),
     Client("pydantic-ai", "Pydantic AI", {"chat": "pydantic_agents.py"}),
     Client("openai-agents", "OpenAI Agents SDK (Python)", {"chat": "agents_sdk.py"}),
     Client("litellm", "LiteLLM, as a library", {"chat": "litellm_sdk.py"}),
-    Client("openai-node", "openai (Node)", {"chat": "openai_node.mjs"}),
+    Client("openai-node", "openai (Node)", {"chat": "openai_node.mjs", "responses": "openai_node.mjs"}),
     Client("vercel", "Vercel AI SDK (Node)", {"chat": "vercel.mjs"}),
 ]
 
