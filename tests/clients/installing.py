@@ -39,12 +39,12 @@ CLIENTS = [
     Client("openai-1", "openai (Python) 1.x", OPENAI),
     Client("openai-2", "openai (Python) 2.x", OPENAI),
     Client("openai-3", "openai (Python) 3.x", OPENAI),
-    Client("langchain", "LangChain (Python)", {"chat": "langchain_chat.py"}),
-    Client("pydantic-ai", "Pydantic AI", {"chat": "pydantic_agents.py"}),
-    Client("openai-agents", "OpenAI Agents SDK (Python)", {"chat": "agents_sdk.py"}),
+    Client("langchain", "LangChain (Python)", {"chat": "langchain_chat.py", "responses": "langchain_chat.py"}),
+    Client("pydantic-ai", "Pydantic AI", {"chat": "pydantic_agents.py", "responses": "pydantic_agents.py"}),
+    Client("openai-agents", "OpenAI Agents SDK (Python)", {"chat": "agents_sdk.py", "responses": "agents_sdk.py"}),
     Client("litellm", "LiteLLM, as a library", {"chat": "litellm_sdk.py"}),
     Client("openai-node", "openai (Node)", {"chat": "openai_node.mjs", "responses": "openai_node.mjs"}),
-    Client("vercel", "Vercel AI SDK (Node)", {"chat": "vercel.mjs"}),
+    Client("vercel", "Vercel AI SDK (Node)", {"chat": "vercel.mjs", "responses": "vercel.mjs"}),
 ]
 
 
