@@ -45,6 +45,9 @@ CLIENTS = [
     Client("litellm", "LiteLLM, as a library", {"chat": "litellm_sdk.py"}),
     Client("openai-node", "openai (Node)", {"chat": "openai_node.mjs", "responses": "openai_node.mjs"}),
     Client("vercel", "Vercel AI SDK (Node)", {"chat": "vercel.mjs", "responses": "vercel.mjs"}),
+    Client("anthropic-0", "anthropic (Python) 0.x", {"messages": "anthropic_sdk.py"}),
+    Client("anthropic-2", "anthropic (Python) 2.x", {"messages": "anthropic_sdk.py"}),
+    Client("anthropic-node", "@anthropic-ai/sdk (Node)", {"messages": "anthropic_node.mjs"}),
 ]
 
 

@@ -10,12 +10,13 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.clients.chat import CHAT
 from tests.clients.installing import CLIENTS
+from tests.clients.messages import MESSAGES
 from tests.clients.responses import RESPONSES
 from tests.clients.results import Book, Came
 from tests.clients.scenarios import Dialect
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
-DIALECTS = [CHAT, RESPONSES]
+DIALECTS = [CHAT, RESPONSES, MESSAGES]
 SIGNS = {Came.GOOD: "yes", Came.TOUCHED: "changed", Came.BROKEN: "**no**", Came.UNABLE: "n/a"}
 NOT_RUN = "not run"
 

@@ -20,7 +20,7 @@ from typing import Any
 
 ASKED = json.loads((Path(__file__).parent / "asked.json").read_text())
 MODEL, QUESTION, TOOL, SCHEMA = ASKED["model"], ASKED["question"], ASKED["tool"], ASKED["schema"]
-REASONING_MODEL = ASKED["reasoning_model"]
+REASONING_MODEL, CLAUDE = ASKED["reasoning_model"], ASKED["claude"]
 PICTURE = "data:image/png;base64," + ASKED["picture"]
 DOCUMENT = "data:application/pdf;base64," + ASKED["document"]
 # Readers of pictures stop at its end, so that zeros behind it only make it large.
@@ -37,6 +37,11 @@ class At:
 
     base_url: str
     key: str
+
+    @property
+    def root(self) -> str:
+        """For clients that write `/v1` themselves."""
+        return self.base_url.removesuffix("/v1")
 
 
 def weather(city: str) -> str:
