@@ -42,6 +42,8 @@ COMMON = {
     "service_tier": "default",
     "system_fingerprint": "fp_560af6e559",
 }
+
+
 def message(content: str | None, **more: Any) -> Json:
     return {"role": "assistant", "content": content, "refusal": None, "annotations": [], **more}
 

@@ -4,7 +4,6 @@ The order of events is that of the API reference: the response, then for each it
 parts with their deltas and ends, and its end, then the response again.
 """
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 

@@ -104,14 +104,15 @@ def streamed_tools(at: At) -> Any:
 
 def with_block(at: At, kind: str, media: str, data: str) -> Any:
     source = {"type": "base64", "media_type": media, "data": data}
-    return ask(
-        at, {"role": "user", "content": [{"type": kind, "source": source}, {"type": "text", "text": QUESTION}]}
-    )
+    return ask(at, {"role": "user", "content": [{"type": kind, "source": source}, {"type": "text", "text": QUESTION}]})
 
 
 def cached(at: At) -> Any:
     asked = {"role": "user", "content": [{"type": "text", "text": QUESTION, **MARK}]}
-    system = [{"type": "text", "text": "You are a guide."}, {"type": "text", "text": ASKED["instructions"], **LONG_MARK}]
+    system = [
+        {"type": "text", "text": "You are a guide."},
+        {"type": "text", "text": ASKED["instructions"], **LONG_MARK},
+    ]
     return ask(at, asked, system=system, tools=[WEATHER | LONG_MARK])
 
 
@@ -128,7 +129,10 @@ def refused(call: Callable[[At], Any]) -> Callable[[At], Any]:
 def beta(at: At) -> Any:
     with client(at) as sdk:
         asked = sdk.beta.messages.create(
-            model=CLAUDE, max_tokens=512, messages=[USER], betas=["context-1m-2025-08-07", "interleaved-thinking-2025-05-14"]
+            model=CLAUDE,
+            max_tokens=512,
+            messages=[USER],
+            betas=["context-1m-2025-08-07", "interleaved-thinking-2025-05-14"],
         )
         return asked.model_dump()
 
