@@ -49,9 +49,11 @@ def plainly(value: Json, status: int = 200, headers: Sequence[Header] = ()) -> S
 
 def streamed(told: Sequence[bytes], headers: Sequence[Header]) -> Steps:
     """Events as chunks that respect neither them nor letters."""
-    whole = b"".join(told)
-    pieces = [whole[at : at + CHUNK_BYTES] for at in range(0, len(whole), CHUNK_BYTES)]
-    return answer(pieces, headers=[EVENTS, *headers], framing="chunked")
+    return answer(in_pieces(b"".join(told)), headers=[EVENTS, *headers], framing="chunked")
+
+
+def in_pieces(body: bytes) -> list[bytes]:
+    return [body[at : at + CHUNK_BYTES] for at in range(0, len(body), CHUNK_BYTES)]
 
 
 def breaking_off(told: Sequence[bytes], whole_events: int, headers: Sequence[Header]) -> Steps:
@@ -66,12 +68,12 @@ def falling_silent(told: Sequence[bytes], whole_events: int, headers: Sequence[H
     return [*streamed(told[:whole_events], headers)[:-1], End.HANG]
 
 
-def squeezed(asked: Asked, value: Json, headers: Sequence[Header]) -> Steps:
-    """Encoded with gzip where the client takes that."""
+def squeezed(asked: Asked, body: bytes, kind: Header, headers: Sequence[Header]) -> Steps:
+    """Encoded with gzip where the client takes that, in pieces that respect nothing."""
     if b"gzip" not in (asked.seen.header(b"accept-encoding") or b""):
-        return plainly(value, headers=headers)
+        return answer(in_pieces(body), headers=[kind, *headers], framing="chunked")
     more = [(b"Content-Encoding", b"gzip"), (b"Vary", b"Accept-Encoding")]
-    return answer(gzip.compress(spaced(value), mtime=0), headers=[KIND, *headers, *more], framing="chunked")
+    return answer(in_pieces(gzip.compress(body, mtime=0)), headers=[kind, *headers, *more], framing="chunked")
 
 
 def cookies_of(asked: Asked) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 
 from tests.clients.answering import (
     COOKIES,
+    EVENTS,
+    KIND,
     OPENAI_HEADERS,
     SAID,
     SHAPE,
@@ -17,6 +19,7 @@ from tests.clients.answering import (
     cookies_of,
     halves,
     plainly,
+    spaced,
     squeezed,
     streamed,
 )
@@ -163,8 +166,11 @@ def cut(asked: Asked) -> Steps:
 
 
 def packed(asked: Asked) -> Steps:
+    if asked.body.get("stream"):
+        told = events(asked, [{"content": part} for part in WORDS], "stop")
+        return squeezed(asked, b"".join(told), EVENTS, OPENAI_HEADERS)
     whole = {"object": "chat.completion", **COMMON, "choices": [choice(message(SAID))], "usage": USAGE}
-    return squeezed(asked, whole, OPENAI_HEADERS)
+    return squeezed(asked, spaced(whole), KIND, OPENAI_HEADERS)
 
 
 def baked(asked: Asked) -> Steps:
@@ -208,6 +214,7 @@ SCENARIOS = [
     Scenario("busy", "429 with retry-after, then an answer", busy_once, (f"{POST}(.|\n)*{POST}",), (OPENS,)),
     Scenario("cut", "a stream that breaks off is seen to", cut, (r'"stream": ?true',), ("opens", '"error"')),
     Scenario("packed", "an answer encoded with gzip", packed, (r"(?i)accept-encoding: .*gzip",), (OPENS,)),
+    Scenario("packed stream", "a stream encoded with gzip", packed, (r'"stream": ?true', r"(?i)accept-encoding: .*gzip"), (OPENS,)),
     Scenario("more fields", "unknown fields and an explicit null", spoken, (r'"top_k": ?5', r'"min_p": ?null'), (OPENS,)),
     Scenario("more query", "query parameters", spoken, (r"^POST \S+\?api-version=2026-01-01",), (OPENS,)),
     Scenario("cookies", "two cookies are set; what the client returns of them", baked, (f"{POST}(.|\n)*{POST}",), ("no cookie",)),

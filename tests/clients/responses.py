@@ -9,6 +9,8 @@ from typing import Any
 
 from tests.clients.answering import (
     COOKIES,
+    EVENTS,
+    KIND,
     OPENAI_HEADERS,
     SAID,
     SHAPE,
@@ -21,6 +23,7 @@ from tests.clients.answering import (
     halves,
     is_of,
     plainly,
+    spaced,
     squeezed,
     streamed,
 )
@@ -285,7 +288,10 @@ def after(times: int, at_first: Callable[[Asked], Steps]) -> Callable[[Asked], S
 
 
 def packed(asked: Asked) -> Steps:
-    return squeezed(asked, response(asked, [message(text(SAID))]), OPENAI_HEADERS)
+    whole = response(asked, [message(text(SAID))])
+    if asked.body.get("stream"):
+        return squeezed(asked, b"".join(told(asked, whole)), EVENTS, OPENAI_HEADERS)
+    return squeezed(asked, spaced(whole), KIND, OPENAI_HEADERS)
 
 
 def baked(asked: Asked) -> Steps:
@@ -339,6 +345,7 @@ SCENARIOS = [
     Scenario("cut", "a stream that breaks off is seen to", cut, (STREAM,), ("opens", '"error"')),
     Scenario("leave", "the client leaves in the middle of a stream", silent, (STREAM,), ("opens",)),
     Scenario("packed", "an answer encoded with gzip", packed, (r"(?i)accept-encoding: .*gzip",), (OPENS,)),
+    Scenario("packed stream", "a stream encoded with gzip", packed, (STREAM, r"(?i)accept-encoding: .*gzip"), (OPENS,)),
     Scenario("more fields", "unknown fields and an explicit null", spoken, (r'"top_k": ?5', r'"min_p": ?null'), (OPENS,)),
     Scenario("more query", "query parameters", spoken, (r"^POST \S+\?api-version=2026-01-01",), (OPENS,)),
     Scenario("more headers", "headers of one's own", spoken, (r"(?i)^openai-beta: answers=v2", r"(?i)^x-trace: a,b"), (OPENS,)),

@@ -125,6 +125,7 @@ drive(
     cut: at => stream(at),
     leave: at => stream(at, {}, 'opens'),
     packed: at => ask(at),
+    'packed stream': at => stream(at),
     'more fields': at => ask(at, MORE_FIELDS),
     'more query': at => ask(at, {}, { query: MORE_QUERY }),
     'more headers': at => ask(at, {}, { headers: MORE_HEADERS }),

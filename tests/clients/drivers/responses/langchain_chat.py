@@ -151,6 +151,7 @@ drive(
         "cut": stream,
         "leave": lambda at: stream(at, leave_at="opens"),
         "packed": ask,
+        "packed stream": stream,
         "more fields": lambda at: ask(at, extra_body=MORE_FIELDS),
         "more query": lambda at: ask(at, default_query=MORE_QUERY),
         "more headers": lambda at: ask(at, default_headers=MORE_HEADERS),

@@ -175,6 +175,7 @@ drive(
         "cut": stream,
         "leave": lambda at: stream(at, leave_at="opens"),
         "packed": ask,
+        "packed stream": stream,
         "more fields": lambda at: ask(at, extra_body=MORE_FIELDS),
         "more query": lambda at: ask(at, extra_query=MORE_QUERY),
         "more headers": lambda at: ask(at, extra_headers=MORE_HEADERS),

@@ -155,6 +155,7 @@ drive(
         "cut": stream,
         "leave": lambda at: stream(at, leave_at="opens"),
         "packed": ask,
+        "packed stream": stream,
         "more fields": lambda at: ask(at, settings={"extra_body": MORE_FIELDS}),
         "more query": lambda at: ask(at, query=MORE_QUERY),
         "more headers": lambda at: ask(at, settings={"extra_headers": MORE_HEADERS}),

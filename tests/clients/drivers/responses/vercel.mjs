@@ -99,6 +99,7 @@ drive(
     cut: stream,
     leave: at => stream(at, {}, 'opens'),
     packed: ask,
+    'packed stream': at => stream(at),
     'more headers': at => ask(at, { headers: MORE_HEADERS }),
     cookies: async at => [await ask(at), await ask(at)],
     large: at => withPart(at, { type: 'image', image: LARGE_PICTURE }),
