@@ -34,7 +34,7 @@ ID = "resp_68f1a0c2"
 SEALED = "gAAAAABo8aDC-uN1_sealed=="  # reasoning that only the provider can read
 USAGE = {
     "input_tokens": 29,
-    "input_tokens_details": {"cached_tokens": 0},
+    "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
     "output_tokens": 11,
     "output_tokens_details": {"reasoning_tokens": 0},
     "total_tokens": 40,
