@@ -210,7 +210,7 @@ SCENARIOS = [
     Scenario("two answers", "n = 2", twice, (r'"n": ?2',), (OPENS, r"Nine\.")),
     Scenario("logprobs", "how likely each token was", weighed, (r'"logprobs": ?true',), (r"-0\.31", r"-1\.5")),
     Scenario("developer", "the developer role", spoken, (r'"role": ?"developer"',), (OPENS,)),
-    Scenario("too long", "400 context_length_exceeded is seen as such", too_long, (POST,), ("context_length_exceeded|ContextWindowExceeded", "maximum context length")),
+    Scenario("too long", "400 context_length_exceeded is seen as such", too_long, (POST,), ("context_length_exceeded|ContextWindowExceeded|ContextOverflow", "maximum context length")),
     Scenario("busy", "429 with retry-after, then an answer", busy_once, (f"{POST}(.|\n)*{POST}",), (OPENS,)),
     Scenario("cut", "a stream that breaks off is seen to", cut, (r'"stream": ?true',), ("opens", '"error"')),
     Scenario("packed", "an answer encoded with gzip", packed, (r"(?i)accept-encoding: .*gzip",), (OPENS,)),
