@@ -7,8 +7,8 @@
 
 The mock is the one their tests are written for, `@stdy/cli` from npm, with the API's description that lies in the
 checkout. It checks each request against that description, so a request that Infold spoilt fails a test, as does an
-answer. The same tests must pass and fail both ways; those that need no server run, too, and say nothing about Infold.
-Exit status 0: they did. Options after `--` go to pytest, such as `-- -n 2` or `-- -k responses`.
+answer. The same tests must pass and fail both ways; exit status 0: they did. Options after `--` go to pytest: with
+`-- -n 2 tests/api_resources` only those run that ask the mock; the others say nothing about Infold.
 """
 
 import argparse
@@ -183,4 +183,5 @@ def managed(url: str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end with us
     sys.exit(main(sys.argv[1:]))
