@@ -56,8 +56,8 @@ def item_of(raw: bytes, fields: Fields, content: ReadContent) -> Message:
     if kind == "additional_tools":
         return Message(DEVELOPER, fields.get("tools", b"").decode(), raw)
     if kind in SEEN_BY_PROVIDER:
-        chars = sum(len(fields.get(key, NULL)) - len(NULL) for key in SEEN_BY_PROVIDER[kind])
-        return Message(ASSISTANT, "", raw, unseen=max(0, chars) // CHARS_A_TOKEN)
+        chars = sum(len(fields.get(key, b"")) for key in SEEN_BY_PROVIDER[kind])
+        return Message(ASSISTANT, "", raw, unseen=chars // CHARS_A_TOKEN)
     if kind == "mcp_approval_response":
         return Message(TOOL, _approval(fields), raw, call_id=_text(fields, "approval_request_id"))
     if kind.endswith("_output"):

@@ -58,7 +58,7 @@ def with_content(raw: bytes, content: str) -> bytes:
     kind = string(text[slice(*spans["type"])]) if "type" in spans else None
     if kind in FIXED:
         return raw
-    if kind == "shell_call_output":
+    if kind == "shell_call_output" and "output" in spans:
         return with_value(raw, "output", _shell_output(text[slice(*spans["output"])], content))
     key = "output" if kind is not None and kind.endswith("_output") else "content"
     return with_value(raw, key, msgspec.json.encode(content))
@@ -66,9 +66,12 @@ def with_content(raw: bytes, content: str) -> bytes:
 
 def _shell_output(said: bytes, content: str) -> bytes:
     """What commands printed, as if the last of them had printed all of it."""
-    outcomes = [one["outcome"] for one in msgspec.json.decode(said, type=list[dict[str, Raw]]) if "outcome" in one]
-    outcome = outcomes[-1] if outcomes else Raw(b'{"type":"exit","exit_code":0}')
-    return msgspec.json.encode([{"stdout": content, "stderr": "", "outcome": outcome}])
+    try:
+        printed = msgspec.json.decode(said, type=list[dict[str, Raw]])
+    except msgspec.ValidationError:
+        printed = []
+    outcomes = [one["outcome"] for one in printed if "outcome" in one] or [Raw(b'{"type":"exit","exit_code":0}')]
+    return msgspec.json.encode([{"stdout": content, "stderr": "", "outcome": outcomes[-1]}])
 
 
 # Answers
@@ -114,21 +117,19 @@ def response_in(text: bytes) -> Response:
 
 
 def completion_in(body: bytes) -> Completion:
-    """A plain answer as a value; empty where there is none."""
+    """A plain answer as a value; empty where there is none. Half a surrogate pair in it is lost."""
     try:
         said = response_in(looking(body))
-        output = bytes(said.output)
-        start = looking(body).index(output)  # in the body it may differ by half a surrogate pair
-        messages = answer_of(_ITEMS.decode(body[start : start + len(output)]) or ())
+        messages = answer_of(said.items)
     except NOT_JSON:
         return Completion()
     reasons = (said.reason,) if messages else ()
     return Completion(messages, usage_of(said.usage), reasons, said.failure)
 
 
-def answer_of(output: Sequence[bytes | Raw]) -> tuple[Message, ...]:
+def answer_of(output: Sequence[bytes]) -> tuple[Message, ...]:
     """The items of an answer as the one message that they will be when the client sends them back; () for none."""
-    run = [message for item in output if (message := _item(bytes(item))) is not None]
+    run = [message for item in output if (message := _item(item)) is not None]
     if not run:
         return ()
     return (run[0] if len(run) == 1 and run[0].role == items.ASSISTANT else items.joined(run),)

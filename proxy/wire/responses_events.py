@@ -9,9 +9,9 @@ from msgspec import Raw
 
 from memory.types import Usage
 from proxy.wire.content import NOT_JSON, NULL
-from proxy.wire.responses import Response, answer_of, response_in, usage_of
+from proxy.wire.responses import answer_of, response_in, usage_of
 from proxy.wire.slices import looking
-from proxy.wire.sse import MAX_ANSWER_CHARS, Accumulator, Answer, Events, error_text, mended
+from proxy.wire.sse import MAX_ANSWER_CHARS, Accumulator, Answer, Events, error_text
 
 # The event says itself what the whole response is. Some servers name it in an `event:` line, others in its data alone.
 TERMINAL = re.compile(
@@ -75,7 +75,7 @@ class _Sum:
         self._reason: str | None = None
 
     def add(self, payloads: Sequence[bytes]) -> None:
-        for event in _EVENTS.read(payloads):
+        for event in _EVENTS.read([looking(payload) for payload in payloads]):
             self._event(event)
 
     def _event(self, event: Event) -> None:
@@ -105,8 +105,8 @@ class _Sum:
 
     def _end(self, raw: bytes) -> None:
         try:
-            said = response_in(looking(raw))
-            output = Response(output=response_in(raw).output).items
+            said = response_in(raw)
+            output = said.items
         except NOT_JSON:
             return
         self._usage = usage_of(said.usage) or self._usage
@@ -164,14 +164,11 @@ class _ItemSum:
                 fields["arguments"] = text
             case _:
                 fields["input"] = text
-        try:
-            return msgspec.json.encode(fields)
-        except UnicodeEncodeError:
-            return msgspec.json.encode(mended(fields))
+        return msgspec.json.encode(fields)
 
     def _fields(self) -> dict[str, object]:
         try:
-            begun: Mapping[str, object] = _FIELDS.decode(looking(self._begun))
+            begun: Mapping[str, object] = _FIELDS.decode(self._begun)
         except NOT_JSON:
             begun = {}
         return {"type": self._kind, **begun, "status": "incomplete"}
