@@ -55,6 +55,30 @@ def picture(detail: str = "low") -> Json:
     return {"type": "input_image", "image_url": PNG, "detail": detail}
 
 
+def items_of(messages: Sequence[Json]) -> list[Json]:
+    """A conversation of chat messages, as the Responses API would have it."""
+    said: list[Json] = []
+    for each in messages:
+        role, content = each["role"], each.get("content")
+        if role == "tool":
+            said.append(output(each["tool_call_id"], content))
+            continue
+        if content and isinstance(content, str):
+            said.append({"role": role, "content": content})
+        elif content:
+            said.append({"role": role, "content": [part_of(part) for part in content]})
+        for made in each.get("tool_calls") or ():
+            function = made["function"]
+            said.append(call(made["id"], json.loads(function["arguments"]), function["name"]))
+    return said
+
+
+def part_of(part: Json) -> Json:
+    if part["type"] == "text":
+        return {"type": "input_text", "text": part["text"]}
+    return {"type": "input_image", "image_url": part["image_url"]["url"], "detail": part["image_url"]["detail"]}
+
+
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What the provider received."""
@@ -117,7 +141,8 @@ def problems(items: Sequence[Json], leads: dict[str, str] | None = None) -> list
             open_calls.discard(item["call_id"])
         if kind == "reasoning":
             before.append(item["id"])
-            if after is None or (after.get("type") not in ENDS_RUN) or after.get("role", "assistant") != "assistant":
+            led = after is not None and (after.get("type") or "message") in ENDS_RUN
+            if not led or after.get("role", "assistant") != "assistant":
                 found.append(
                     f"Item '{item['id']}' of type 'reasoning' was provided without its required following item."
                 )
