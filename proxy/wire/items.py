@@ -69,17 +69,22 @@ def item_of(raw: bytes, fields: Fields, content: ReadContent) -> Message:
     if call is not None:
         return Message(ASSISTANT, "", raw, calls=(call,))
     media = (Media("item", _digest(_without_ids(raw, fields))),)
-    return Message(ASSISTANT, "", raw, media=media, unseen=len(raw) // CHARS_A_TOKEN)
+    role = DEVELOPER if kind == "compaction" else ASSISTANT  # a history that nobody else can read keeps its place
+    return Message(role, "", raw, media=media, unseen=len(raw) // CHARS_A_TOKEN)
 
 
 def joined(run: Sequence[Message], raw: bytes | None = None) -> Message:
-    """What was said in several items as one message of the assistant; `raw`: as it is written, if it is."""
+    """What was said in several items as one message of the assistant; `raw`: as it is written, if it is.
+
+    What is of the developer stands beside it when it is sent back, so it is not compared.
+    """
+    said = [message for message in run if not message.is_system]
     return Message(
         role=ASSISTANT,
-        text="\n".join(message.text for message in run if message.text),
+        text="\n".join(message.text for message in said if message.text),
         raw=raw or b"[" + b",".join(message.raw for message in run) + b"]",
-        calls=tuple(call for message in run for call in message.calls),
-        media=tuple(media for message in run for media in message.media),
+        calls=tuple(call for message in said for call in message.calls),
+        media=tuple(media for message in said for media in message.media),
         unseen=sum(message.unseen for message in run),
     )
 

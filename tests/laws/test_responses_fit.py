@@ -161,3 +161,18 @@ async def test_results_that_come_late_stay_with_their_calls(house):
         said += [user(prose(rng, 40)), output(f"b{step}", prose(rng, 60))]
         check(await house.ask(caller, said, items_of([{"role": "assistant", "content": "ok"}])))
         said.append({"role": "assistant", "content": "ok"})
+
+
+@pytest.mark.parametrize("at", [0, 2, 31])
+async def test_what_the_provider_compacted_stays_in_the_prompt(house, at):
+    """Nobody else can read it, so no digest could tell it."""
+    rng = random.Random(6)
+    compacted = {"type": "compaction", "encrypted_content": "gAAAA" * 200}
+    said = [
+        item for _ in range(40) for item in (user(prose(rng, 80)), {"role": "assistant", "content": prose(rng, 90)})
+    ]
+    prepared = await house.ask(house.tenant(), [*said[:at], compacted, *said[at:], user("and so?")])
+
+    check(prepared)
+    assert not prepared.is_untouched
+    assert compacted in json.loads(prepared.body)["input"]

@@ -221,7 +221,7 @@ ITEMS: dict[str, tuple[Json, tuple[str, str, list[tuple[str, str, str]], str | N
         {"type": "additional_tools", "role": "developer", "tools": []},
         ("developer", "[]", [], None, []),
     ),
-    "compaction": ({"type": "compaction", "encrypted_content": "x" * 40}, ("assistant", "", [], None, ["item"])),
+    "compaction": ({"type": "compaction", "encrypted_content": "x" * 40}, ("developer", "", [], None, ["item"])),
     "unknown": ({"type": "telepathy", "thought": {"a": [1]}}, ("assistant", "", [], None, ["item"])),
     "bare message": ({"role": "user", "content": "hi"}, ("user", "hi", [], None, [])),
     "message": (
@@ -338,11 +338,21 @@ def test_what_clients_send_back_is_the_message_that_was_answered(name):
         [WHOLE[1], call("c1", {"a": 2, "b": [2]})],
         [WHOLE[1], call("c1", {"a": 1, "b": [2]}, name="other")],
         [WHOLE[1]],
-        [WHOLE[1], WHOLE[2], {"type": "compaction", "encrypted_content": "x"}],
+        [WHOLE[1], WHOLE[2], {"type": "telepathy", "thought": "x"}],
     ],
 )
 def test_what_says_something_else_is_another_message(other):
     assert read(WHOLE) != read(other)
+
+
+def test_an_answer_that_was_compacted_on_the_way_comes_back_as_two_messages_of_which_one_is_said():
+    compacted = {"type": "compaction", "id": "cmp_1", "encrypted_content": "x" * 40}
+    (answered,) = completion_in(json.dumps(response([compacted, *WHOLE])).encode()).messages
+    *_, system, sent, _ = parsed([USER, compacted, *WHOLE, output("c1", "x")]).messages
+
+    assert sent == answered
+    assert system.is_system
+    assert json.loads(system.raw) == compacted
 
 
 def test_ids_and_nulls_of_an_item_nobody_knows_do_not_count():
