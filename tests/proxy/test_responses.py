@@ -2,6 +2,7 @@
 
 import json
 import random
+from base64 import b64decode
 from collections.abc import Iterator
 from typing import Any
 
@@ -89,6 +90,30 @@ async def test_a_stream_is_relayed_byte_for_byte_and_recorded_before_its_end_goe
 
     assert got.body == b"".join(map(event, events(response([reasoning(random.Random(1)), message("done")]))))
     assert [line["content"] for line in recorded(proxy)] == ["hi", "done"]
+
+
+ODD = {
+    "nothing": b"",
+    "no JSON": b"{this is not JSON",
+    "a list": b'[{"input":"hi"}]',
+    "no input": b'{"model":"small-8k"}',
+    "input is a number": b'{"model":"small-8k","input":7}',
+    "an item is a number": b'{"model":"small-8k","input":[7]}',
+    "an item that the provider holds": b'{"model":"small-8k","input":[{"type":"item_reference","id":"msg_1"}]}',
+    "invalid UTF-8": b'{"model":"small-8k","input":"\xff\xfe"}',
+    "input twice": b'{"model":"small-8k","input":"a","input":"b"}',
+}
+
+
+@pytest.mark.parametrize("body", ODD.values(), ids=ODD)
+async def test_an_odd_body_goes_upstream_as_it_came_and_is_recorded_without_loss(proxy, upstream, body):
+    upstream.script = answer(json.dumps(response([message("ok")])).encode())
+    got = await ask(proxy.url, "POST", RESPONSES, [KEY], body)
+    (line,) = (line for line in recorded(proxy) if line["role"] == "raw")
+
+    assert (got.status, got.body) == (200, json.dumps(response([message("ok")])).encode())
+    assert upstream.requests[-1].body == body
+    assert b64decode(line["bytes"]) == body
 
 
 # Records

@@ -345,6 +345,27 @@ def test_what_says_something_else_is_another_message(other):
     assert read(WHOLE) != read(other)
 
 
+HOSTED = (
+    "web search",
+    "file search",
+    "code",
+    "mcp",
+    "mcp that failed",
+    "image",
+    "tools of a server",
+    "approval request",
+)
+
+
+@pytest.mark.parametrize("name", HOSTED)
+def test_what_the_provider_ran_comes_back_from_the_sdk_as_what_was_answered(name):
+    item = {"id": "x_1", "status": "completed", "server_label": "s", "container_id": "c", **ITEMS[name][0]}
+    (answered,) = completion_in(json.dumps(response([item, WHOLE[1]])).encode()).messages
+    dumped = [each.model_dump() for each in Response.model_validate(response([item, WHOLE[1]])).output]
+
+    assert read(dumped) == answered
+
+
 def test_an_answer_that_was_compacted_on_the_way_comes_back_as_two_messages_of_which_one_is_said():
     compacted = {"type": "compaction", "id": "cmp_1", "encrypted_content": "x" * 40}
     (answered,) = completion_in(json.dumps(response([compacted, *WHOLE])).encode()).messages
