@@ -352,7 +352,6 @@ HOSTED = (
     "mcp",
     "mcp that failed",
     "image",
-    "tools of a server",
     "approval request",
 )
 
