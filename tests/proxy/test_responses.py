@@ -1,5 +1,6 @@
 """`POST /v1/responses` from the socket in to the socket out: bytes, records, refusals, what is left alone."""
 
+import asyncio
 import json
 import random
 from base64 import b64decode
@@ -13,7 +14,7 @@ from tests.conversations import assistant, prose, user
 from tests.faults import until
 from tests.proxied import MODEL, Proxy, proxying
 from tests.responses import Provider, call, event, events, message, output, reasoning, response, streamed
-from tests.scripted import End, Got, ScriptedUpstream, answer, ask, cut, sse
+from tests.scripted import End, Got, ScriptedUpstream, answer, ask, connected, cut, sse
 
 Json = dict[str, Any]
 RESPONSES = b"/v1/responses"
@@ -84,12 +85,43 @@ async def test_over_the_window_only_input_changes(proxy, upstream):
     assert len(seen) < len(said)
 
 
-async def test_a_stream_is_relayed_byte_for_byte_and_recorded_before_its_end_goes_out(proxy, upstream):
-    upstream.script = streamed(response([reasoning(random.Random(1)), message("done")]))
+STREAM = b"".join(map(event, events(response([reasoning(random.Random(1)), message("done")]))))
+ENDINGS = {
+    "as it should": STREAM,
+    "without a blank line": STREAM[:-1],
+    "with DONE behind it": STREAM + b"data: [DONE]\n\n",
+    "with CRLF": STREAM.replace(b"\n", b"\r\n"),
+    "without its last event": STREAM[: STREAM.index(b"event: response.completed")],
+}
+
+
+@pytest.mark.parametrize("body", ENDINGS.values(), ids=ENDINGS)
+@pytest.mark.parametrize("size", [7, 400, 10**6])
+async def test_a_stream_is_relayed_byte_for_byte_and_recorded(proxy, upstream, body, size):
+    upstream.script = sse([body[i : i + size] for i in range(0, len(body), size)])
     got = await post(proxy, "hi", stream=True)
 
-    assert got.body == b"".join(map(event, events(response([reasoning(random.Random(1)), message("done")]))))
+    assert got.body == body
     assert [line["content"] for line in recorded(proxy)] == ["hi", "done"]
+
+
+async def test_the_end_of_a_stream_waits_until_the_turn_is_recorded(proxy, upstream):
+    """The last event may come in pieces: none of it goes out before it is whole, and none before the record."""
+    begins = STREAM.index(b"event: response.completed")
+    pieces = [STREAM[:begins], STREAM[begins : begins + 200], STREAM[begins + 200 : -2], STREAM[-2:]]
+    upstream.script = sse(pieces, pause=0.2)
+    body = body_of("hi", stream=True)
+    head = [b"POST /v1/responses HTTP/1.1", b"Host: proxy.test", b"%b: %b" % KEY, b"Content-Length: %d" % len(body)]
+    seen = [b""]
+    async with connected(proxy.url) as client, asyncio.timeout(10):
+        await client.send(b"\r\n".join(head) + b"\r\n\r\n" + body)
+        while b"event: response.completed" not in seen[-1]:
+            seen.append(await client.reader.read(2**16))
+        turns = recorded(proxy)
+
+    assert [line["content"] for line in turns] == ["hi", "done"]
+    assert seen[-1].count(b"response.completed") == 2, "it came in one piece"
+    assert b"output_text.delta" in b"".join(seen[:-1]), "what came before it did not wait"
 
 
 ODD = {
