@@ -24,7 +24,7 @@ class ToolCall(msgspec.Struct, frozen=True):
 class Media(msgspec.Struct, frozen=True):
     """An image, a sound or a file inside a message."""
 
-    kind: str  # "image", "audio", "file"
+    kind: str  # "image", "audio", "file"; "item": something that only the provider reads
     digest: bytes  # BLAKE2b-128 of the data URL, URL or id
     width: int | None = None  # pixels, read from the header bytes of a data URL
     height: int | None = None

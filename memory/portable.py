@@ -25,6 +25,7 @@ from memory.store.portable import erase, has_node, is_there, memory_lines, save_
 from memory.store.quarantine import audit, load_seals
 from memory.store.signals import tell
 from memory.store.usage import Spent, save_usage
+from memory.written import words
 
 WAIT_SECONDS = 60.0
 ERASE_SECONDS = 3600.0
@@ -331,7 +332,7 @@ class Portable:
         async with self._pool.tenant(loading.tenant, WAIT_SECONDS) as connection:
             if await has_node(connection, loading.tenant, node):
                 return False
-        text = line.content if isinstance(line.content, str) else msgspec.json.encode(line.content).decode()
+        text = words(line.content)
         if line.content is None or not text.strip():
             return None
         id = UUID(bytes=blake2b(node, digest_size=16, key=loading.tenant, person=b"message").digest())

@@ -9,13 +9,22 @@ RESULT_ROLES = frozenset({"tool", "function"})
 
 
 def segment(messages: Sequence[Message], tokens: Sequence[int]) -> tuple[Item, ...]:
-    """Cut a line into items. A call and its results are one; a result without a call joins what stands before it."""
+    """Cut a line into items. A call and its results are one; a result without a call joins what stands before it.
+
+    Where somebody spoke before a result came, as some APIs allow, that is a part of the item, too.
+    """
     items: list[Item] = []
+    called: dict[str, int] = {}  # where a call was made last
     for position, message in enumerate(messages):
+        for call in message.calls:
+            called[call.id] = position
         if message.role in RESULT_ROLES and items:
-            last = items[-1]
-            kind = "exchange" if messages[last.start].calls else last.kind
-            items[-1] = Item(last.start, position + 1, kind, last.tokens + tokens[position])
+            begin = min(called.get(message.call_id or "", position), items[-1].start)
+            size = tokens[position]
+            while items and items[-1].stop > begin:
+                last = items.pop()
+                size += last.tokens
+            items.append(Item(last.start, position + 1, "exchange" if messages[last.start].calls else last.kind, size))
         else:
             kind = "exchange" if message.calls else message.role
             items.append(Item(position, position + 1, kind, tokens[position]))

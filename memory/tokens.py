@@ -212,6 +212,8 @@ def frame_tokens(message: Message) -> int:
 
 def media_tokens(media: Media, data_bytes: int) -> int:
     """Tokens of a picture by OpenAI's formula; of sound and files an estimate from their size in the request."""
+    if media.kind == "item":
+        return 0  # `Message.unseen` has them
     if media.kind == "image":
         return image_tokens(media.width, media.height, media.detail)
     if media.kind == "audio":

@@ -84,7 +84,7 @@ class PlainAnswer:
         if body is None:
             return Heard()
         said = self._dialect.completion_in(body)
-        return Heard(said.messages, said.usage, finish_reasons=said.finish_reasons)
+        return Heard(said.messages, said.usage, said.error, said.finish_reasons)
 
 
 Answer = StreamAnswer | PlainAnswer

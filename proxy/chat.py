@@ -281,8 +281,14 @@ class Conversation:
     async def _open(self, prepared: Prepared) -> Opening:
         return self._parts.memory.open(prepared)
 
-    async def _hear(self, said: Callable[[], Heard]) -> Heard:
-        return said()
+    async def _hear(self, prepared: Prepared, said: Callable[[], Heard], code: int | None) -> Heard:
+        """What an answer says. A stream may refuse a prompt: too late to ask again, not to learn from it."""
+        heard = said()
+        told = heard.error.encode("utf-8", "replace") if heard.error and code is not None and code < 400 else b""
+        overflow = overflow_in_error(400, told)
+        if overflow is not None:
+            learn(self._parts, prepared, overflow)
+        return heard
 
     async def _close(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> None:
         kept = await fail_open(self._parts, self._keep(prepared, opening, ended), Kept.UNRECORDED)
@@ -310,7 +316,7 @@ class Conversation:
     ) -> None:
         """Make the turn safe. Runs to its end even when the client leaves meanwhile."""
         now = time.perf_counter()
-        heard = await fail_open(self._parts, self._hear(said), Heard())
+        heard = await fail_open(self._parts, self._hear(prepared, said, code), Heard())
         ended = Ended(
             status=status,
             answers=heard.messages,

@@ -1,11 +1,11 @@
 """What an answer called, how long until its result came, and whether that was an error: read from messages alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 import asyncpg
-import orjson
+
+from memory.written import calls_in, result_in
 
 FAILED = ("error", "traceback", '{"error"', "exception")  # how results of calls that failed begin
 
@@ -20,7 +20,7 @@ async def calls_of(connection: asyncpg.Connection, tenant: bytes, answers: Seque
         " (select from infold.seals s where s.tenant = $1 and s.digest = n.digest) order by created_at",
         tenant, answers,
     )  # fmt: skip
-    asked = [(call, row["created_at"]) for row in made for call in called(row["raw"])]
+    asked = [(call, row["created_at"]) for row in made for call in calls_in(row["raw"])]
     if not asked:
         return []
     rows = await connection.fetch(
@@ -31,36 +31,13 @@ async def calls_of(connection: asyncpg.Connection, tenant: bytes, answers: Seque
         " select raw, created_at from results order by created_at desc",
         tenant, answers,
     )  # fmt: skip
-    results = {id: (row["created_at"], text) for row in rows for id, text in [result(row["raw"])]}
-    return [told(call, when, results.get(str(call.get("id")))) for call, when in asked]
+    results = {id: (row["created_at"], text) for row in rows for id, text in [result_in(row["raw"])]}
+    return [told(id, name, when, results.get(str(id))) for (id, name), when in asked]
 
 
-def told(call: dict[str, Any], when: datetime, ended: tuple[datetime, str] | None) -> dict[str, object]:
-    function = call.get("function")
-    name = function.get("name") if isinstance(function, dict) else None
+def told(id: object, name: object, when: datetime, ended: tuple[datetime, str] | None) -> dict[str, object]:
     if ended is None:
-        return {"id": call.get("id"), "name": name, "milliseconds": None, "success": None}
+        return {"id": id, "name": name, "milliseconds": None, "success": None}
     milliseconds = round((ended[0] - when).total_seconds() * 1000, 3)
     success = not ended[1].lstrip().lower().startswith(FAILED)
-    return {"id": call.get("id"), "name": name, "milliseconds": milliseconds, "success": success}
-
-
-def called(raw: bytes) -> Iterator[dict[str, Any]]:
-    calls = fields_of(raw).get("tool_calls")
-    yield from (call for call in calls if isinstance(call, dict)) if isinstance(calls, list) else ()
-
-
-def result(raw: bytes) -> tuple[str, str]:
-    """Of which call, and its text."""
-    fields = fields_of(raw)
-    content = fields.get("content")
-    text = content if isinstance(content, str) else orjson.dumps(content).decode()
-    return str(fields.get("tool_call_id")), text
-
-
-def fields_of(raw: bytes) -> dict[str, Any]:
-    try:
-        found = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
+    return {"id": id, "name": name, "milliseconds": milliseconds, "success": success}

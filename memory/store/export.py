@@ -12,10 +12,12 @@ from memory.errors import NotFound
 from memory.identify import node_of, text_id
 from memory.store.calls import calls_of
 from memory.store.turns import decode_fold
+from memory.written import content_of
 
 PREFETCH = 200
 SEALED = "exists (select from infold.seals s where s.tenant = $1 and s.digest = {}.digest) as sealed"
 ODD_ROLE = "raw"  # a body that we did not understand
+Written = dict[str, msgspec.Raw] | list[msgspec.Raw]  # a message, or the items that are one
 
 
 async def jobs_pending(connection: asyncpg.Connection) -> tuple[int, int]:
@@ -92,9 +94,9 @@ def shown(row: asyncpg.Record) -> Mapping[str, object]:
 
 
 def spoken(raw: bytes) -> Mapping[str, object]:
-    """A stored message for JSON: its own fields where it is JSON, else its bytes."""
+    """A stored message for JSON: as it is where it is JSON, else its bytes."""
     try:
-        return {"message": msgspec.Raw(raw)} if msgspec.json.decode(raw, type=dict[str, msgspec.Raw]) else {}
+        return {"message": msgspec.Raw(raw)} if msgspec.json.decode(raw, type=Written) else {}
     except (msgspec.DecodeError, RecursionError):
         return {"bytes": raw.hex()}
 
@@ -124,15 +126,18 @@ async def messages(connection: asyncpg.Connection, tenant: bytes) -> AsyncIterat
 
 
 def with_fields(known: Mapping[str, object], raw: bytes) -> bytes:
-    """Our fields, the content as it was written, and the message whole where it has more than role and content.
+    """Our fields, the content as it was written or told, and the message whole where it has more than role and content.
 
     What is no JSON, or no UTF-8, is given as text for reading and as base64 to the byte.
     """
     try:
         raw.decode()
-        own = msgspec.json.decode(raw, type=dict[str, msgspec.Raw]) if known["role"] != ODD_ROLE else None
+        own = msgspec.json.decode(raw, type=Written) if known["role"] != ODD_ROLE else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         own = None
+    if isinstance(own, list) or (own is not None and "content" not in own):
+        content = msgspec.Raw(json.dumps(content_of(raw)).encode())  # which writes half a surrogate pair, too
+        return msgspec.json.encode({**known, "content": content, "message": msgspec.Raw(raw)})
     if own is not None:
         more = {"message": msgspec.Raw(raw)} if own.keys() - {"role", "content"} else {}
         return msgspec.json.encode({**known, "content": own.get("content"), **more})
@@ -145,9 +150,10 @@ def lone_surrogates(known: Mapping[str, object], raw: bytes) -> dict[str, object
     if known["role"] == ODD_ROLE:
         return {}
     try:
-        return {"content": json.loads(raw).get("content")}
-    except (ValueError, AttributeError, RecursionError):
+        json.loads(raw)
+    except (ValueError, RecursionError):
         return {}
+    return {"content": content_of(raw)}
 
 
 async def turns(connection: asyncpg.Connection, tenant: bytes) -> AsyncIterator[bytes]:

@@ -1,4 +1,7 @@
-"""Messages to values: texts, calls, media. For looking; a message's raw bytes are what is forwarded."""
+"""Messages to values: texts, calls, media. For looking; a message's raw bytes are what is forwarded.
+
+Stored messages carry no dialect, so this reads those of all.
+"""
 
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -7,22 +10,27 @@ import msgspec
 from msgspec import Raw
 
 from memory.messages import DIGEST_BYTES, Media, Message, ToolCall
-from proxy.wire import images
+from proxy.wire import images, items
 from proxy.wire.slices import NotUnderstood, looking, members
 
 NULL = b"null"
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, NotUnderstood)
 TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+PICTURES = frozenset({"input_image", "computer_screenshot"})  # the picture's URL or id itself, not in an object
 
 
 def message_of(raw: bytes) -> Message:
-    """A message object as a value.
+    """A message object as a value, or an item of the Responses API, or an array of items that are one message.
 
     Raises:
         NotUnderstood, msgspec.DecodeError, UnicodeDecodeError, RecursionError: not a message.
     """
     looked = looking(raw)
+    if looked.startswith(b"["):
+        return items.joined([_item(bytes(item)) for item in _ARRAY.decode(looked)], raw)
     fields = {key: looked[start:stop] for key, (start, stop) in members(looked).items()}
+    if "role" not in fields or string(fields.get("type", NULL)) in items.KINDS:
+        return items.item_of(raw, fields, _content)
     role = _STRING.decode(fields.get("role", NULL))
     text, media = _content(fields.get("content", NULL))
     name = string(fields.get("name", NULL))
@@ -35,6 +43,12 @@ def message_of(raw: bytes) -> Message:
         call_id=name if role == "function" else string(fields.get("tool_call_id", NULL)),
         media=(*media, *_spoken(fields.get("audio", NULL))),
     )
+
+
+def _item(raw: bytes) -> Message:
+    if not raw.startswith(b"{"):
+        raise NotUnderstood("not an item")
+    return message_of(raw)
 
 
 # Content parts
@@ -61,6 +75,11 @@ def _part(raw: bytes) -> str | Media | None:
     part = _PART.decode(raw)
     if part.type in TEXT_PARTS and isinstance(part.text, str):
         return part.text
+    if part.type in PICTURES and (picture := string(part.image_url) or string(part.file_id)):
+        width, height = images.size(picture) or (None, None)
+        return Media("image", _digest(picture.encode()), width, height, string(part.detail) or "auto")
+    if part.type == "input_file" and (held := given(part.file_data, part.file_id, part.file_url)):
+        return Media("file", _digest(held))
     if part.type == "image_url" and (url := _inner(part.image_url, "url")):
         width, height = images.size(url) or (None, None)
         return Media("image", _digest(url.encode()), width, height, _inner(part.image_url, "detail") or "auto")
@@ -153,6 +172,10 @@ class _Part(msgspec.Struct):
     image_url: Raw = Raw(NULL)
     input_audio: Raw = Raw(NULL)
     file: Raw = Raw(NULL)
+    detail: Raw = Raw(NULL)
+    file_id: Raw = Raw(NULL)
+    file_data: Raw = Raw(NULL)
+    file_url: Raw = Raw(NULL)
 
 
 class _ToolCall(msgspec.Struct):

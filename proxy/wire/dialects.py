@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from memory import prepared
-from proxy.wire import chunks, openai
+from proxy.wire import chunks, openai, responses, responses_events
 from proxy.wire.openai import Completion
 from proxy.wire.parser import Shape
 from proxy.wire.sse import Accumulator
@@ -21,8 +21,10 @@ class Dialect(NamedTuple):
 
 
 CHAT = Dialect(openai.SHAPE, openai, openai.completion_in, chunks.accumulator)
+RESPONSES = Dialect(responses.SHAPE, responses, responses.completion_in, responses_events.accumulator)
+ENDPOINTS = {"/chat/completions": CHAT, "/responses": RESPONSES}  # by the end of their paths
 
 
 def dialect_at(path: str) -> Dialect | None:
     """The dialect of a managed endpoint; None: this path is relayed."""
-    return CHAT if path.endswith("/chat/completions") else None
+    return next((dialect for end, dialect in ENDPOINTS.items() if path.endswith(end)), None)

@@ -13,7 +13,7 @@ from memory.types import Usage
 from proxy.wire.content import NOT_JSON, NULL, string
 from proxy.wire.content import message_of as message_of  # to write a message one must be able to read it
 from proxy.wire.parser import Shape
-from proxy.wire.slices import looking, members
+from proxy.wire.slices import looking, with_value
 
 SHAPE = Shape(
     dialect="chat",
@@ -45,13 +45,7 @@ def with_content(raw: bytes, content: str) -> bytes:
     Raises:
         NotUnderstood, msgspec.DecodeError: `raw` did not come from a parsed message.
     """
-    text = msgspec.json.encode(content)
-    spans = members(looking(raw))
-    if "content" in spans:
-        start, stop = spans["content"]
-        return raw[:start] + text + raw[stop:]
-    end = raw.rindex(b"}")
-    return b"".join((raw[:end], b"," if spans else b"", b'"content":', text, raw[end:]))
+    return with_value(raw, "content", msgspec.json.encode(content))
 
 
 class Completion(msgspec.Struct, frozen=True):
@@ -60,6 +54,7 @@ class Completion(msgspec.Struct, frozen=True):
     messages: tuple[Message, ...] = ()  # the assistant's, one a choice
     usage: Usage | None = None
     finish_reasons: tuple[str | None, ...] = ()  # one a choice
+    error: str | None = None  # where the answer itself tells one
 
 
 def completion_in(body: bytes) -> Completion:

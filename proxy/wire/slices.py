@@ -89,6 +89,20 @@ def members(text: bytes) -> dict[str, Span]:
     return spans
 
 
+def with_value(raw: bytes, key: str, value: bytes) -> bytes:
+    """A JSON object with another value under a key; all other keys, their order and spacing stay.
+
+    Raises:
+        NotUnderstood, msgspec.DecodeError, UnicodeDecodeError, RecursionError: see `members`.
+    """
+    spans = members(looking(raw))
+    if key in spans:
+        start, stop = spans[key]
+        return raw[:start] + value + raw[stop:]
+    end = raw.rindex(b"}")
+    return b"".join((raw[:end], b"," if spans else b"", msgspec.json.encode(key), b":", value, raw[end:]))
+
+
 def object_end(text: bytes, start: int) -> int:
     """Where the object that begins at `start` ends, going by its brackets and strings alone.
 

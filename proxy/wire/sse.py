@@ -22,7 +22,7 @@ MAX_ANSWER_CHARS = 16_000_000
 MAX_EVENT_BYTES = 16 * 1024 * 1024
 MAX_ERROR_CHARS = 500
 
-_CARRY_BYTES = 48  # longest beginning of a terminal line that is carried to the next chunk
+_CARRY_BYTES = 96  # longest beginning of a terminal line that is carried to the next chunk
 _BLANK_LINE = re.compile(rb"\n\r?\n|\r\r")
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 

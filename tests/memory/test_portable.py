@@ -137,6 +137,15 @@ async def test_messages_of_another_tenant_become_items(whole):
     )  # fmt: skip
 
 
+async def test_a_message_in_text_parts_becomes_an_item_in_words(whole):
+    parts = [{"type": "output_text", "text": "hello", "annotations": []}, {"type": "output_text", "text": "there"}]
+    line = {"kind": "message", "id": "c" * 26, "session": "abcd", "role": "assistant", "time": NOON.isoformat()}
+    await whole.portable.load(who(TENANT), given([line | {"content": parts}]))
+    ((item,), _) = await whole.items.listed(None, TENANT, None)
+
+    assert item.full_content == "hello\nthere"
+
+
 ITEM = {"kind": "item", "id": str(new_id()), "session_id": "home", "content": "a", "content_type": "note",
         "created_at": NOON.isoformat()}  # fmt: skip
 

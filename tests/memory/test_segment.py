@@ -12,6 +12,7 @@ MESSAGES = {
     "a": assistant("hello"),
     "c": calling(("1", "{}"), ("2", "{}")),
     "r": result("1", "found"),
+    "s": result("2", "found, too"),
     "f": {"role": "function", "name": "look", "content": "found"},
 }
 
@@ -32,13 +33,16 @@ def cut(letters: str) -> list[tuple[int, int, str]]:
         ("c", [(0, 1, "exchange")]),
         ("ur", [(0, 2, "user")]),
         ("r", [(0, 1, "tool")]),
+        ("ucsur", [(0, 1, "user"), (1, 5, "exchange")]),
+        ("ucrsaur", [(0, 1, "user"), (1, 7, "exchange")]),
+        ("crucsr", [(0, 2, "exchange"), (2, 3, "user"), (3, 6, "exchange")]),
     ],
 )
 def test_a_line_is_cut_between_units(letters, items):
     assert cut(letters) == items
 
 
-@given(st.text("uacrf", max_size=20), st.data())
+@given(st.text("uacrsf", max_size=20), st.data())
 def test_every_message_is_in_one_item_and_no_token_is_lost(letters, data):
     tokens = data.draw(st.lists(st.integers(0, 9_000), min_size=len(letters), max_size=len(letters)))
     messages = parse([MESSAGES[letter] for letter in letters] or [user("x")]).messages[: len(letters)]
@@ -48,6 +52,6 @@ def test_every_message_is_in_one_item_and_no_token_is_lost(letters, data):
     assert [item.tokens for item in items] == [sum(tokens[item.start : item.stop]) for item in items]
 
 
-@given(st.text("uacrf", min_size=1, max_size=20))
+@given(st.text("uacrsf", min_size=1, max_size=20))
 def test_no_item_begins_with_a_result_but_the_first(letters):
-    assert all(letters[start] not in "rf" for start, _, _ in cut(letters)[1:])
+    assert all(letters[start] not in "rsf" for start, _, _ in cut(letters)[1:])

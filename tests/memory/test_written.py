@@ -1,0 +1,64 @@
+"""What stored messages of any dialect say: words, calls, results."""
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from memory.written import calls_in, content_of, result_in
+from tests.conversations import assistant, calling, result, user
+from tests.responses import call, message, output, picture, reasoning
+
+TEXT = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+
+
+def raw(said: Any) -> bytes:
+    return json.dumps(said).encode()
+
+
+@pytest.mark.parametrize(
+    ("said", "content"),
+    [
+        (user("hi"), "hi"),
+        (user(TEXT), TEXT),
+        (calling(("1", "{}")), None),
+        (result("1", "found"), "found"),
+        (output("c", "found"), "found"),
+        (output("c", [picture()]), [picture()]),
+        (call("c", {"a": 1}), 'look({"a": 1})'),
+        ([message("a"), message("b")], "a\nb"),
+        ([{"type": "reasoning", "summary": []}, message("so"), call("c", {})], "so\nlook({})"),
+        ([{"type": "reasoning", "summary": []}, message("so")], "so"),
+        ({"type": "reasoning", "summary": []}, None),
+        ({"type": "shell_call", "call_id": "c", "action": {"commands": ["ls"]}}, 'shell({"commands": ["ls"]})'),
+        ({"type": "mcp_call", "id": "m", "name": "pay", "arguments": "{}", "output": "paid"}, "pay({})\npaid"),
+        ({"type": "apply_patch_call_output", "call_id": "c", "status": "failed"}, "failed"),
+        ({"type": "mcp_approval_response", "approval_request_id": "m", "approve": True}, "approved"),
+        ({"type": "telepathy", "thought": 1}, None),
+        ([], None),
+        (["a", 5, None], None),
+        (5, None),
+    ],
+)
+def test_a_message_is_told(said, content):
+    assert content_of(raw(said)) == content
+
+
+@pytest.mark.parametrize("odd", [b"", b"{", b"[" * 100_000, b'"x"', b"\xff"])
+def test_what_is_no_message_says_nothing(odd):
+    assert content_of(odd) is None
+    assert list(calls_in(odd)) == []
+    assert result_in(odd)[0] == "None"
+
+
+def test_calls_and_their_results_are_found_in_every_dialect():
+    joined = [reasoning(random.Random(1)), call("c1", {}), call("c2", {}, name="other")]
+
+    assert list(calls_in(raw(calling(("1", "{}"), ("2", "{}"))))) == [("1", "look"), ("2", "look")]
+    assert list(calls_in(raw(joined))) == [("c1", "look"), ("c2", "other")]
+    assert list(calls_in(raw(call("c1", {})))) == [("c1", "look")]
+    assert list(calls_in(raw(assistant("no")))) == []
+    assert result_in(raw(result("1", "found"))) == ("1", "found")
+    assert result_in(raw(output("c1", "found"))) == ("c1", "found")
+    assert result_in(raw(output("c1", [{"type": "input_text", "text": "x"}])))[0] == "c1"
