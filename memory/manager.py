@@ -261,6 +261,7 @@ class MemoryManager:
             budget=budget,
             digest_share=self._settings.compression.digest_share,
             count=self._counting(wire.model),
+            weigh=partial(self._counter.message, encoding=wire.model.encoding),
             writer=writer(dialect),
         )
 
@@ -463,7 +464,14 @@ class MemoryManager:
 
 
 def writer(dialect: Dialect) -> Writer:
-    return Writer(digest_text, dialect.message_json, dialect.with_content, shortened_text)
+    return Writer(
+        digest=digest_text,
+        message=dialect.message_json,
+        results=dialect.results,
+        with_content=dialect.with_content,
+        read=dialect.message_of,
+        shortened=shortened_text,
+    )
 
 
 def frozen_bytes(frozen: Frozen) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from memory import prepared
-from proxy.wire import chunks, openai
+from proxy.wire import anthropic, chunks, deltas, openai
 from proxy.wire.openai import Completion
 from proxy.wire.parser import Shape
 from proxy.wire.sse import Accumulator
@@ -21,8 +21,18 @@ class Dialect(NamedTuple):
 
 
 CHAT = Dialect(openai.SHAPE, openai, openai.completion_in, chunks.accumulator)
+MESSAGES = Dialect(anthropic.SHAPE, anthropic, anthropic.completion_in, deltas.accumulator, errors="anthropic")
 
 
 def dialect_at(path: str) -> Dialect | None:
     """The dialect of a managed endpoint; None: this path is relayed."""
-    return CHAT if path.endswith("/chat/completions") else None
+    if path.endswith("/chat/completions"):
+        return CHAT
+    if path.endswith("/v1/messages") or path == "/messages":  # and no messages of a thread
+        return MESSAGES
+    return None
+
+
+def errors_at(path: str) -> Literal["openai", "anthropic"]:
+    """How an error of ours looks on a path, managed or not."""
+    return "anthropic" if "/v1/messages/" in path or dialect_at(path) is MESSAGES else "openai"

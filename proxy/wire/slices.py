@@ -15,6 +15,7 @@ Span = tuple[int, int]
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'  # possessive: a string without an end is not tried again and again
 
+_elements = msgspec.json.Decoder(list[Raw])
 _members = msgspec.json.Decoder(dict[str, Raw])
 _KEY = re.compile(rb"\s*[{,]\s*" + _STRING + rb"\s*:\s*", re.DOTALL)
 _OBJECT_END = re.compile(rb"\s*\}\s*\Z")
@@ -86,6 +87,24 @@ def members(text: bytes) -> dict[str, Span]:
         spans[key] = (before.end(), position)
     if not (_OBJECT_END.match(text, position) if spans else _EMPTY_OBJECT.match(text)):
         raise NotUnderstood("a key stands there twice")
+    return spans
+
+
+def elements(text: bytes) -> list[Span]:
+    """Where the elements of a JSON array of objects stand.
+
+    Raises:
+        NotUnderstood: not an array of objects.
+        msgspec.DecodeError, UnicodeDecodeError, RecursionError: not a JSON array.
+    """
+    spans: list[Span] = []
+    position = 0
+    for value in _elements.decode(text):
+        start = text.find(b"{", position)
+        if start < 0 or not text.startswith(value, start):
+            raise NotUnderstood("not an array of objects")
+        position = start + len(memoryview(value))
+        spans.append((start, position))
     return spans
 
 
