@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 
@@ -120,7 +121,8 @@ class Provider:
     factor: float = 1.0  # it counts so many times the tokens that we count
     overflow_framing: str = "length"  # how its refusals are framed
     models: bytes = b'{"object":"list","data":[]}'
-    prompts: list[Prompt] = field(default_factory=list)
+    prompt_type: type[Prompt] = Prompt
+    prompts: list[Any] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)  # what it objected to
     asked_models: list[Seen] = field(default_factory=list)
     _counter: Counter = field(default_factory=Counter)
@@ -137,13 +139,15 @@ class Provider:
             return answer(self.models)
         if self._parser.parse(seen.body) is None:
             return answer(b'{"error":{"message":"We could not parse that."}}', 400)
-        prompt = Prompt(seen, json.loads(seen.body), self.count(seen.body))
+        prompt = self.prompt_type(seen, json.loads(seen.body), self.count(seen.body))
         objection = self.objection(prompt)
         if objection is not None:
             self.refused.append(objection)
             return self.refusal(objection, prompt)
         self.prompts.append(prompt)
-        message = self.reply(prompt)
+        return self.answer(prompt, self.reply(prompt))
+
+    def answer(self, prompt: Prompt, message: Json) -> Steps:
         return streamed(message) if prompt.body.get("stream") else plain(message, prompt.tokens)
 
     def count(self, body: bytes) -> int:
@@ -206,6 +210,11 @@ class Proxy:
         parts = self.app._parts
         assert parts is not None
         return parts
+
+    def anthropic(self, key: str = "sk-alice", **settings: Any) -> anthropic.Anthropic:
+        """Anthropic's SDK, pointed at the proxy."""
+        settings = {"timeout": 30.0, "max_retries": 0} | settings
+        return anthropic.Anthropic(base_url=self.url, api_key=key, **settings)
 
     def client(self, key: str = "sk-alice", **settings: Any) -> openai.OpenAI:
         """The SDK as a user has it, but for its retries: a test wants to see the first answer."""
