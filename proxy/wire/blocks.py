@@ -88,8 +88,9 @@ class Blocks:
             self.unseen += max(len(block.thinking.encode()) // BYTES_A_TOKEN, ciphers)
             return ()
         if block.type == RESULT:
+            found = self._inner(block.content)
             self.results.append(block.tool_use_id or "")
-            return self._inner(block.content)
+            return found
         if block.type == "image":
             return (picture(_SOURCE.decode(block.source)),)
         if block.type == "document":
