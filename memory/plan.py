@@ -124,8 +124,8 @@ def tail_start(case: Rollover, room: int) -> int:
 
 
 def is_open(item: Item, case: Rollover) -> bool:
-    """A call whose results are new in this request."""
-    return item.stop == case.fresh < len(case.line) and item.kind == "exchange"
+    """A call whose results are new in this request, or an answer that the model is to go on with."""
+    return item.stop == case.fresh and (item.kind == "exchange" or case.fresh == len(case.line))
 
 
 def tell(case: Rollover, old: Frozen | None, stop: int, user: int | None, room: int) -> tuple[Stretch, ...]:

@@ -230,6 +230,11 @@ def media_tokens(media: Media, data_bytes: int) -> int:
     return max(LEAST_FILE_TOKENS, data_bytes // FILE_BYTES_A_TOKEN)
 
 
+def is_measured(media: Media) -> bool:
+    """Are its tokens known, at the most, for certain?"""
+    return media.kind == "image" and media.detail == "area" and media.width is not None
+
+
 def image_tokens(width: int | None, height: int | None, detail: str) -> int:
     """Tokens of a picture of so many pixels for gpt-4o; of unknown size: the most it can be.
 
