@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import httpx
 import openai
 
@@ -210,11 +209,6 @@ class Proxy:
         parts = self.app._parts
         assert parts is not None
         return parts
-
-    def anthropic(self, key: str = "sk-alice", **settings: Any) -> anthropic.Anthropic:
-        """Anthropic's SDK, pointed at the proxy."""
-        settings = {"timeout": 30.0, "max_retries": 0} | settings
-        return anthropic.Anthropic(base_url=self.url, api_key=key, **settings)
 
     def client(self, key: str = "sk-alice", **settings: Any) -> openai.OpenAI:
         """The SDK as a user has it, but for its retries: a test wants to see the first answer."""

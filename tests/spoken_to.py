@@ -10,15 +10,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import anthropic
+
 from proxy.wire.anthropic import SHAPE
 from proxy.wire.parser import Parser
-from tests.proxied import BLOCK, Prompt, Provider, Reply
+from tests.proxied import BLOCK, Prompt, Provider, Proxy, Reply
 from tests.scripted import Steps, answer, sse
 
 Json = dict[str, Any]
 Blocks = list[Json]
 
 MOST_MARKS = 4
+
+
+def sdk(proxy: Proxy, key: str = "sk-alice") -> anthropic.Anthropic:
+    """Anthropic's SDK as a user has it, but for its retries, pointed at the proxy."""
+    return anthropic.Anthropic(base_url=proxy.url, api_key=key, timeout=30.0, max_retries=0)
 
 
 class MessagesPrompt(Prompt):

@@ -53,7 +53,9 @@ def _content(raw: bytes, blocks: Blocks) -> tuple[str, tuple[Media, ...]]:
     media: list[Media] = []
     for part in map(bytes, _ARRAY.decode(raw)):
         shape = _PART.decode(part)
-        said = blocks.read(shape.type, part)
+        if not isinstance(shape.type, str):
+            shape.type = ""
+        said = None if shape.type in TEXT_PARTS else blocks.read(shape.type, part)
         for piece in (_part(shape, part),) if said is None else said:
             match piece:
                 case str(text) if text:  # SDKs leave empty ones out when they send an answer back

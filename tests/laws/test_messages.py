@@ -17,7 +17,7 @@ from tests.conversations import count, prose
 from tests.laws.test_append_only import begins_with
 from tests.laws.test_originals_come_back import Fact, facts_of
 from tests.proxied import MODEL, WINDOW, Prompt, Proxy, proxying
-from tests.spoken_to import Blocks, MessagesPrompt, MessagesProvider, blocks_of, marks_in, problems, thinking
+from tests.spoken_to import Blocks, MessagesPrompt, MessagesProvider, blocks_of, marks_in, problems, sdk, thinking
 
 Json = dict[str, Any]
 
@@ -131,7 +131,7 @@ def play(proxy: Proxy, provider: MessagesProvider, turns: int) -> Run:
     run = Run()
     human = Human(run, 7)
     said: list[Json] = []
-    with proxy.anthropic() as client:
+    with sdk(proxy) as client:
         for number in range(turns):
             calls = [b for b in said[-1]["content"] if b["type"] == "tool_use"] if said else []
             said.append({"role": "user", "content": human.answers(calls) if calls else human.speaks(number)})

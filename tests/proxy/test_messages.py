@@ -15,7 +15,7 @@ from tests.laws.test_messages import png
 from tests.proxied import MODEL, Proxy, proxying
 from tests.proxy.wire.test_deltas import CONTENTS
 from tests.scripted import Got, answer, ask, sse
-from tests.spoken_to import MessagesPrompt, MessagesProvider, blocks_of, events, marks_in
+from tests.spoken_to import MessagesPrompt, MessagesProvider, blocks_of, events, marks_in, sdk
 
 Json = dict[str, Any]
 MESSAGES = b"/v1/messages"
@@ -101,7 +101,7 @@ async def test_what_counts_or_batches_is_relayed(proxy, upstream, path):
 async def test_an_error_of_ours_is_one_that_anthropics_sdk_reads(dsn, tmp_path, path):
     with proxying("http://127.0.0.1:9", dsn, tmp_path) as proxy:
         got = await post(proxy, [user("hi")], path=path)
-        with proxy.anthropic() as client, pytest.raises(anthropic.InternalServerError) as caught:
+        with sdk(proxy) as client, pytest.raises(anthropic.InternalServerError) as caught:
             await asyncio.to_thread(client.messages.create, model=MODEL, max_tokens=5, messages=[user("hi")])
 
     told = json.loads(got.body)
