@@ -273,15 +273,20 @@ def least(case: Rollover, position: int) -> int:
 
 
 def shorter_result(case: Rollover, position: int, room: int) -> Part:
-    """A message of results in fewer tokens: the large ones are shortened, what is small or no result stays."""
-    raw = case.line.messages[position].raw
-    hint = message_hint(case.line.nodes[position])
+    """A message of results in fewer tokens: the large ones are shortened, what is small or no result stays.
+
+    Of a sealed message, whose words the line does not have, none are told.
+    """
+    message = case.line.messages[position]
+    raw, hint = message.raw, message_hint(case.line.nodes[position])
+    is_sealed = case.writer.read(raw) != message
     results = [case.writer.read(result) for result in case.writer.results(raw)]
     tokens = [case.weigh(result) for result in results]
     beside = max(0, case.tokens[position] - sum(tokens))
     for n, share in enumerate(fair_shares(tokens, room - beside)):
         if share < tokens[n]:
-            raw = case.writer.with_content(raw, shorter_text(case, hint, results[n].text, tokens[n], share), n)
+            text = message.text if is_sealed else results[n].text
+            raw = case.writer.with_content(raw, shorter_text(case, hint, text, tokens[n], share), n)
     why = "one result larger than what is left of the window"
     return Part(position, position + 1, case.weigh(case.writer.read(raw)), raw, Form.SUMMARY, why)
 

@@ -225,6 +225,7 @@ def media_tokens(media: Media, data_bytes: int) -> int:
         return area_tokens(media.width, media.height)
     if media.kind == "image":
         return image_tokens(media.width, media.height, media.detail)
+    data_bytes = data_bytes if media.size is None else media.size
     if media.kind == "audio":
         return max(LEAST_AUDIO_TOKENS, data_bytes // AUDIO_BYTES_A_TOKEN)
     return max(LEAST_FILE_TOKENS, data_bytes // FILE_BYTES_A_TOKEN)

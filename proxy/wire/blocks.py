@@ -95,7 +95,7 @@ class Blocks:
             return (picture(_SOURCE.decode(block.source)),)
         if block.type == "document":
             return [*filter(None, (block.title, block.context)), *self._document(block.source)]
-        return (Media("file", digest((block.file_id or "").encode())),)
+        return (Media("file", digest((block.file_id or "").encode()), size=0),)
 
     def _inner(self, content: Raw) -> Sequence[str | Media]:
         """The content of a result or a document: a string, or blocks."""
@@ -106,7 +106,7 @@ class Blocks:
         for part in _ARRAY.decode(raw) or ():
             kind, text = _kind_and_text(bytes(part))
             read = (text,) if kind == "text" and text is not None else self.read(kind, bytes(part))
-            found += (Media("file", digest(plainly(bytes(part)))),) if read is None else read
+            found += (Media("file", digest(plainly(bytes(part))), size=len(bytes(part))),) if read is None else read
         return found
 
     def _document(self, source: Raw) -> Sequence[str | Media]:
@@ -115,7 +115,7 @@ class Blocks:
             return (given.data,)
         if given.type == "content":
             return self._inner(given.content)
-        return (Media("file", digest((given.data or given.url or given.file_id).encode())),)
+        return (Media("file", digest((given.data or given.url or given.file_id).encode()), size=len(given.data)),)
 
     def _told(self, raw: bytes) -> Sequence[str]:
         """What a provider's own tool found: the words in it; the rest is estimated."""

@@ -226,6 +226,16 @@ def test_pictures_are_counted_by_their_area():
     assert tokens[1] == tokens[2] == 4_784 + 5
 
 
+def test_a_document_is_counted_by_its_own_size_whatever_stands_beside_it():
+    """A picture's megabytes were taken for those of a document that is only named."""
+    large = {**PICTURE, "source": {**PICTURE["source"], "data": png(500, 500) + "A" * 4_000_000}}
+    named = {"type": "document", "source": {"type": "file", "file_id": "f1"}}
+    inline = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "A" * 100_000}}
+
+    assert 2_000 < Counter().message(read("user", large, named), "cl100k_base") < 2_400
+    assert 4_000 < Counter().message(read("user", large, inline), "cl100k_base") < 4_400
+
+
 # Identity
 
 SAME = {
