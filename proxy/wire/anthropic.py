@@ -30,15 +30,13 @@ SHAPE = Shape(
     elsewhere=("thread",),
 )
 
-OURS = b'{"role":"user","content":[{"type":"text","text":'  # how `message_json` begins
-
 
 class Piece(msgspec.Struct, frozen=True):
     """A message to forward."""
 
     raw: bytes
     role: str
-    is_ours: bool = False
+    is_ours: bool = False  # or the user's own of another day: it may join another as well
 
 
 def render(request: ChatRequest, messages: Sequence[bytes], stable: int = 0) -> bytes:
@@ -63,7 +61,8 @@ def _piece(raw: bytes, now: bytes, known: Mapping[bytes, str]) -> Piece:
     role = known.get(raw)
     if role is not None:
         return Piece(now, role)
-    return Piece(now, message_of(raw).role, raw.startswith(OURS))
+    role = message_of(raw).role
+    return Piece(now, role, role == "user")
 
 
 def in_turns(pieces: Sequence[Piece]) -> list[bytes]:
