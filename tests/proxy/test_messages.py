@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -166,10 +167,14 @@ async def test_results_larger_than_what_is_left_are_shortened_each_by_itself(pro
     rng = random.Random(4)
     calls = [{**CALL, "id": f"t{n}"} for n in range(len(words))]
     results = [
-        {"type": "tool_result", "tool_use_id": call["id"], "content": prose(rng, many)}
+        {
+            "type": "tool_result",
+            "tool_use_id": call["id"],
+            "content": prose(rng, many).replace(".", f" of {call['id']}."),
+        }
         for call, many in zip(calls, words, strict=True)
     ]
-    beside = {"type": "text", "text": "Take care of the second one.", "cache_control": {"type": "ephemeral"}}
+    beside = {"type": "text", "text": prose(rng, 1_500), "cache_control": {"type": "ephemeral"}}
     got = await post(proxy, [user("look at it"), assistant(calls), user([*results, beside])], max_tokens=300)
     prompt = provider.prompts[0]
     sent = prompt.messages[-1]["content"]
@@ -182,6 +187,7 @@ async def test_results_larger_than_what_is_left_are_shortened_each_by_itself(pro
     for block, result, many in zip(sent, results, words, strict=False):
         assert (block["content"] == result["content"]) == (many <= 10)
         assert ("the whole is kept as [#" in block["content"]) == (many > 10)
+        assert set(re.findall(r"of (t\d)\.", block["content"])) <= {block["tool_use_id"]}
 
 
 async def test_a_picture_in_a_result_that_does_not_fit_goes_with_its_words(proxy, provider):
