@@ -174,7 +174,7 @@ async def test_results_larger_than_what_is_left_are_shortened_each_by_itself(pro
         }
         for call, many in zip(calls, words, strict=True)
     ]
-    beside = {"type": "text", "text": prose(rng, 1_500), "cache_control": {"type": "ephemeral"}}
+    beside = {"type": "text", "text": prose(rng, 3_500), "cache_control": {"type": "ephemeral"}}
     got = await post(proxy, [user("look at it"), assistant(calls), user([*results, beside])], max_tokens=300)
     prompt = provider.prompts[0]
     sent = prompt.messages[-1]["content"]
