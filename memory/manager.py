@@ -50,7 +50,7 @@ from memory.store.chunks import are_embedded, similarities
 from memory.store.pool import WAIT_SECONDS, Pool
 from memory.store.turns import FoldRow, LineState, attempt_id, find_line, load_path, pack, storable
 from memory.store.usage import Spent
-from memory.tokens import REPLY_TOKENS, Counter
+from memory.tokens import REPLY_TOKENS, Counter, is_measured
 from memory.types import Block, Budget, Frozen, Mode, Model, Usage
 
 log = structlog.get_logger()
@@ -146,7 +146,8 @@ class MemoryManager:
         if window is not None:
             self.models.learn(name, upstream, window)
         ours = prepared.forwarded_tokens
-        guessed = any(message.media for message in prepared.asked.messages)  # pictures say nothing of a vocabulary
+        media = (one for message in prepared.asked.messages for one in message.media)
+        guessed = not all(is_measured(one) for one in media)  # what was estimated says nothing of a vocabulary
         if counted and ours and counted > ours and not guessed:
             known = self._factors.get((name, upstream)) or 1.0
             self._factors.put((name, upstream), max(known, min(counted / ours * COUNT_MARGIN, MOST_FACTOR)))
@@ -261,6 +262,7 @@ class MemoryManager:
             budget=budget,
             digest_share=self._settings.compression.digest_share,
             count=self._counting(wire.model),
+            weigh=partial(self._counter.message, encoding=wire.model.encoding),
             writer=writer(dialect),
         )
 
@@ -463,7 +465,14 @@ class MemoryManager:
 
 
 def writer(dialect: Dialect) -> Writer:
-    return Writer(digest_text, dialect.message_json, dialect.with_content, shortened_text)
+    return Writer(
+        digest=digest_text,
+        message=dialect.message_json,
+        results=dialect.results,
+        with_content=dialect.with_content,
+        read=dialect.message_of,
+        shortened=shortened_text,
+    )
 
 
 def frozen_bytes(frozen: Frozen) -> int:

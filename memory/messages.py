@@ -28,7 +28,8 @@ class Media(msgspec.Struct, frozen=True):
     digest: bytes  # BLAKE2b-128 of the data URL, URL or id
     width: int | None = None  # pixels, read from the header bytes of a data URL
     height: int | None = None
-    detail: str = "auto"  # "low", "high", "auto"
+    detail: str = "auto"  # "low", "high", "auto"; "area": its tokens go by its pixels
+    size: int | None = None  # characters of its data in the request; None: not told apart from the message's others
 
 
 @dataclass(frozen=True, slots=True, eq=False)

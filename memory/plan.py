@@ -32,7 +32,9 @@ class Writer(msgspec.Struct, frozen=True):
 
     digest: Callable[[Sequence[Stretch]], str]  # the words of a digest message
     message: Callable[[str, str], bytes]  # role, content -> a message
-    with_content: Callable[[bytes, str], bytes]  # a client's message with other content
+    results: Callable[[bytes], Sequence[bytes]]  # each tool result in a message, as a message of its own
+    with_content: Callable[[bytes, str, int], bytes]  # a client's message with other content of its nth result
+    read: Callable[[bytes], Message]
     shortened: Callable[[str, str, int], str]  # hint, shorter text, original tokens -> content
 
 
@@ -45,6 +47,7 @@ class Rollover(msgspec.Struct, frozen=True):
     budget: Budget
     digest_share: float  # of what the frozen part has beside the front
     count: CountTokens
+    weigh: Callable[[Message], int]  # prompt tokens of a message
     writer: Writer
 
     @property
@@ -121,8 +124,8 @@ def tail_start(case: Rollover, room: int) -> int:
 
 
 def is_open(item: Item, case: Rollover) -> bool:
-    """A call whose results are new in this request."""
-    return item.stop == case.fresh < len(case.line) and item.kind == "exchange"
+    """A call whose results are new in this request, or an answer that the model is to go on with."""
+    return item.stop == case.fresh and (item.kind == "exchange" or case.fresh == len(case.line))
 
 
 def tell(case: Rollover, old: Frozen | None, stop: int, user: int | None, room: int) -> tuple[Stretch, ...]:
@@ -242,10 +245,11 @@ def shorten_results(case: Rollover, frozen: Frozen) -> Frozen:
     fresh = range(case.fresh, len(case.line))
     results = [i for i in fresh if messages[i].role in ("tool", "function") and case.tokens[i] > SMALLEST_RESULT]
     fixed = case.front + frozen.tokens + sum(case.tokens[i] for i in fresh if i not in results)
-    shares = fair_shares([case.tokens[i] for i in results], case.budget.limit - fixed)
-    if any(share < SMALLEST_RESULT for share in shares) or fixed > case.budget.limit or not results:
+    share_of = dict(
+        zip(results, fair_shares([case.tokens[i] for i in results], case.budget.limit - fixed), strict=True)
+    )
+    if not results or fixed > case.budget.limit or any(share < least(case, i) for i, share in share_of.items()):
         raise CannotFit
-    share_of = dict(zip(results, shares, strict=True))
     parts = tuple(
         shorter_result(case, i, share_of[i])
         if i in share_of and share_of[i] < case.tokens[i]
@@ -260,15 +264,36 @@ def shorten_results(case: Rollover, frozen: Frozen) -> Frozen:
     )
 
 
+def least(case: Rollover, position: int) -> int:
+    """Tokens that a message of results takes at least: each result keeps something, and the hint."""
+    if case.tokens[position] <= SMALLEST_RESULT:
+        return 0
+    results = case.writer.results(case.line.messages[position].raw)
+    return sum(min(SMALLEST_RESULT, case.weigh(case.writer.read(result))) for result in results)
+
+
 def shorter_result(case: Rollover, position: int, room: int) -> Part:
+    """A message of results in fewer tokens: the large ones are shortened, what is small or no result stays.
+
+    Of a sealed message, whose words the line does not have, none are told.
+    """
     message = case.line.messages[position]
-    hint = message_hint(case.line.nodes[position])
-    frame = case.count(case.writer.shortened(hint, "", case.tokens[position])) + MESSAGE_TOKENS * 4
-    text = shorten(message.text, max(room - frame, SMALLEST_RESULT // 4), case.count)
-    content = case.writer.shortened(hint, text, case.tokens[position])
-    tokens = case.tokens[position] - case.count(message.text) + case.count(content)
-    raw = case.writer.with_content(message.raw, content)
-    return Part(position, position + 1, tokens, raw, Form.SUMMARY, "one result larger than what is left of the window")
+    raw, hint = message.raw, message_hint(case.line.nodes[position])
+    is_sealed = case.writer.read(raw) != message
+    results = [case.writer.read(result) for result in case.writer.results(raw)]
+    tokens = [case.weigh(result) for result in results]
+    beside = max(0, case.tokens[position] - sum(tokens))
+    for n, share in enumerate(fair_shares(tokens, room - beside)):
+        if share < tokens[n]:
+            text = message.text if is_sealed else results[n].text
+            raw = case.writer.with_content(raw, shorter_text(case, hint, text, tokens[n], share), n)
+    why = "one result larger than what is left of the window"
+    return Part(position, position + 1, case.weigh(case.writer.read(raw)), raw, Form.SUMMARY, why)
+
+
+def shorter_text(case: Rollover, hint: str, text: str, tokens: int, room: int) -> str:
+    frame = case.count(case.writer.shortened(hint, "", tokens)) + MESSAGE_TOKENS * 4
+    return case.writer.shortened(hint, shorten(text, max(room - frame, SMALLEST_RESULT // 4), case.count), tokens)
 
 
 def fair_shares(wants: Sequence[int], room: int) -> list[int]:

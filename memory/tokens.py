@@ -10,6 +10,7 @@ import base64
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from hashlib import blake2b
 from importlib.util import find_spec
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
@@ -50,6 +51,14 @@ ONE_TOKEN_ROLES = frozenset({"system", "developer", "user", "assistant", "tool",
 IMAGE_TOKENS = 85
 TILE_TOKENS = 170
 MOST_TILES = 8
+
+# Source: Anthropic's guide "Vision": a token for each patch of 28 x 28 pixels, formerly width x height / 750, after
+# scaling down to 1,568 pixels on the longer side and 1,568 tokens, or with newer models to 2,576 and 4,784. A request
+# does not say which of the two its model has, and too much is safer than too little.
+PATCH_PIXELS = 28
+PIXELS_A_TOKEN = 750
+LONGEST_SIDE = 2_576
+MOST_AREA_TOKENS = 4_784
 
 # Estimates, from the size in the request. Sound: OpenAI hears 10 tokens a second, and a second of MP3 at
 # 64 kbit/s is 10.7 KB of base64. Files: a PDF page of 50 KB is read as text and as a picture, 2,700 tokens.
@@ -211,14 +220,22 @@ def frame_tokens(message: Message) -> int:
 
 
 def media_tokens(media: Media, data_bytes: int) -> int:
-    """Tokens of a picture by OpenAI's formula; of sound and files an estimate from their size in the request."""
+    """Tokens of a picture by its provider's formula; of sound and files an estimate from their size in the request."""
     if media.kind == "item":
         return 0  # `Message.unseen` has them
+    if media.kind == "image" and media.detail == "area":
+        return area_tokens(media.width, media.height)
     if media.kind == "image":
         return image_tokens(media.width, media.height, media.detail)
+    data_bytes = data_bytes if media.size is None else media.size
     if media.kind == "audio":
         return max(LEAST_AUDIO_TOKENS, data_bytes // AUDIO_BYTES_A_TOKEN)
     return max(LEAST_FILE_TOKENS, data_bytes // FILE_BYTES_A_TOKEN)
+
+
+def is_measured(media: Media) -> bool:
+    """Are its tokens known, at the most, for certain?"""
+    return media.kind == "image" and media.detail == "area" and media.width is not None
 
 
 def image_tokens(width: int | None, height: int | None, detail: str) -> int:
@@ -237,6 +254,20 @@ def image_tokens(width: int | None, height: int | None, detail: str) -> int:
     shrink = min(shrink, 768 / min(width, height))
     across, down = (max(1, -(-round(side * shrink) // 512)) for side in (width, height))
     return IMAGE_TOKENS + across * down * TILE_TOKENS
+
+
+def area_tokens(width: int | None, height: int | None) -> int:
+    """Tokens of a picture of so many pixels for Claude, at the most; of unknown size: the most it can be.
+
+    >>> area_tokens(1092, 1092), area_tokens(200, 200), area_tokens(8000, 8000)
+    (1590, 64, 4784)
+    """
+    if not width or not height or width < 0 or height < 0:
+        return MOST_AREA_TOKENS
+    shrink = min(1.0, LONGEST_SIDE / max(width, height))
+    across, down = (max(1, ceil(side * shrink)) for side in (width, height))
+    patches = -(-across // PATCH_PIXELS) * -(-down // PATCH_PIXELS)
+    return min(max(patches, -(-across * down // PIXELS_A_TOKEN)), MOST_AREA_TOKENS)
 
 
 def json_texts(schema: bytes) -> list[str]:

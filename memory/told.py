@@ -8,7 +8,7 @@ import msgspec
 
 from memory.models import tokens
 
-WINDOW_FIELDS = ("max_model_len", "context_window", "context_length", "max_context_length")
+WINDOW_FIELDS = ("max_model_len", "context_window", "context_length", "max_context_length", "max_input_tokens")
 MOST_ERROR_BYTES = 64 * 1_024
 MOST_ERROR_CHARS = 8_000  # of its texts are looked at
 MOST_DEPTH = 12
@@ -72,7 +72,7 @@ def windows_in_models_reply(body: bytes) -> dict[str, int]:
     """The windows that a reply to GET /v1/models names, by model id; empty for anything else.
 
     vLLM says `max_model_len`, Groq `context_window`, OpenRouter and Together `context_length`, Mistral
-    `max_context_length`. Together sends the list alone.
+    `max_context_length`, Anthropic `max_input_tokens`. Together sends the list alone.
     """
     reply = decoded(body)
     entries = reply.get("data") if isinstance(reply, dict) else reply

@@ -135,7 +135,7 @@ def error_body(error: Exception, dialect: Dialect = "openai") -> tuple[int, byte
             param = error.field if isinstance(error, InvalidRequest | Conflict | NotFound) else None
             body: object = {"error": {"message": message, "type": kind, "param": param, "code": code}}
         case "anthropic":
-            body = {"type": "error", "error": {"type": _anthropic_type(status), "message": message}}
+            body = {"type": "error", "error": {"type": _anthropic_type(status), "message": message}, "request_id": None}
         case _:
             assert_never(dialect)
     return status, orjson.dumps(body)
@@ -171,5 +171,11 @@ def _status_type_code(error: Exception) -> tuple[int, str, str | None]:
 
 def _anthropic_type(status: int) -> str:
     """Source: the table "HTTP errors" in Anthropic's API documentation."""
-    names = {400: "invalid_request_error", 404: "not_found_error", 413: "request_too_large", 504: "timeout_error"}
+    names = {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        413: "request_too_large",
+        504: "timeout_error",
+    }
     return names.get(status, "invalid_request_error" if status < 500 else "api_error")

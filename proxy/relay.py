@@ -7,6 +7,7 @@ import structlog
 from proxy.errors import ClientGone, ProxyError, UpstreamCut
 from proxy.exchange import Exchange, Headers, while_client_stays
 from proxy.upstream import Reply, Upstream
+from proxy.wire.dialects import errors_at
 
 log = structlog.get_logger()
 
@@ -45,7 +46,7 @@ async def answer_errors(exchange: Exchange, work: Awaitable[None], notes: Header
         log.warning("upstream cut the answer", reason=str(error))
     except ProxyError as error:  # refused, or the upstream gave no answer
         log.warning("not relayed", reason=str(error))
-        await exchange.refuse(error, notes)
+        await exchange.refuse(error, notes, errors_at(exchange.path.decode("latin-1")))
 
 
 async def _pass_through(

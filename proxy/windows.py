@@ -13,7 +13,9 @@ from proxy.upstream import Upstream
 log = structlog.get_logger()
 
 ASKING_SECONDS = 10.0
-IDENTITY = frozenset((b"authorization", b"api-key", b"x-api-key", b"openai-organization", b"openai-project"))
+IDENTITY = frozenset(
+    b"authorization api-key x-api-key openai-organization openai-project anthropic-version anthropic-beta".split()
+)
 
 
 def client_without_cookies() -> httpx.AsyncClient:

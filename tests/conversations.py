@@ -8,7 +8,7 @@ from typing import Any
 from memory.assemble import Counted
 from memory.identify import Line, line
 from memory.manager import writer
-from memory.messages import ChatRequest
+from memory.messages import ChatRequest, Message
 from memory.plan import Rollover
 from memory.tokens import REPLY_TOKENS, Counter
 from memory.types import Budget
@@ -94,6 +94,10 @@ def count(text: str) -> int:
     return COUNTER.text(text, ENCODING)
 
 
+def weigh(message: Message) -> int:
+    return COUNTER.message(message, ENCODING)
+
+
 def counted_of(messages: Sequence[Json], tenant: bytes = TENANT, **more: Any) -> Counted:
     asked = parse(messages, **more)
     counts = COUNTER.messages(asked.messages, ENCODING)
@@ -105,7 +109,7 @@ def counted_of(messages: Sequence[Json], tenant: bytes = TENANT, **more: Any) ->
 
 def rollover_of(counted: Counted, budget: Budget, digest_share: float = 0.35) -> Rollover:
     front = counted.fixed + sum(counted.system_tokens.values())
-    return Rollover(counted.line, counted.tokens, front, budget, digest_share, count, WRITER)
+    return Rollover(counted.line, counted.tokens, front, budget, digest_share, count, weigh, WRITER)
 
 
 def forwarded_tokens(messages: Sequence[bytes], schemas: Sequence[bytes] = ()) -> int:

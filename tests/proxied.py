@@ -120,7 +120,8 @@ class Provider:
     factor: float = 1.0  # it counts so many times the tokens that we count
     overflow_framing: str = "length"  # how its refusals are framed
     models: bytes = b'{"object":"list","data":[]}'
-    prompts: list[Prompt] = field(default_factory=list)
+    prompt_type: type[Prompt] = Prompt
+    prompts: list[Any] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)  # what it objected to
     asked_models: list[Seen] = field(default_factory=list)
     _counter: Counter = field(default_factory=Counter)
@@ -137,13 +138,15 @@ class Provider:
             return answer(self.models)
         if self._parser.parse(seen.body) is None:
             return answer(b'{"error":{"message":"We could not parse that."}}', 400)
-        prompt = Prompt(seen, json.loads(seen.body), self.count(seen.body))
+        prompt = self.prompt_type(seen, json.loads(seen.body), self.count(seen.body))
         objection = self.objection(prompt)
         if objection is not None:
             self.refused.append(objection)
             return self.refusal(objection, prompt)
         self.prompts.append(prompt)
-        message = self.reply(prompt)
+        return self.answer(prompt, self.reply(prompt))
+
+    def answer(self, prompt: Prompt, message: Json) -> Steps:
         return streamed(message) if prompt.body.get("stream") else plain(message, prompt.tokens)
 
     def count(self, body: bytes) -> int:

@@ -90,7 +90,21 @@ def told_attempt(row: asyncpg.Record) -> dict[str, object]:
 
 def shown(row: asyncpg.Record) -> Mapping[str, object]:
     """A message's content, unless it is in quarantine."""
-    return {"quarantined": True} if row["sealed"] else spoken(row["raw"])
+    return {"quarantined": True} if row["sealed"] else {**sent_as(row["role"], row["raw"]), **spoken(row["raw"])}
+
+
+def sent_as(role: str, raw: bytes) -> dict[str, object]:
+    """The role that the client gave a message, where we tell it by another: a dialect in which the user brings the
+    results of tools has none for them."""
+    try:
+        own = msgspec.json.decode(raw, type=_Sent).role
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return {"sent_as": own} if isinstance(own, str) and own != role and role != ODD_ROLE else {}
+
+
+class _Sent(msgspec.Struct):
+    role: object = None
 
 
 def spoken(raw: bytes) -> Mapping[str, object]:
@@ -120,6 +134,7 @@ async def messages(connection: asyncpg.Connection, tenant: bytes) -> AsyncIterat
             "parent": text_id(row["parent"]) if row["parent"] else None,
             "session": row["session"],
             "role": row["role"],
+            **({} if row["sealed"] else sent_as(row["role"], row["raw"])),
             "time": row["created_at"].isoformat(),
         }
         yield msgspec.json.encode({**known, "quarantined": True}) if row["sealed"] else with_fields(known, row["raw"])

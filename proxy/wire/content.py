@@ -4,13 +4,14 @@ Stored messages carry no dialect, so this reads those of all.
 """
 
 from collections.abc import Mapping
-from hashlib import blake2b
 
 import msgspec
 from msgspec import Raw
 
-from memory.messages import DIGEST_BYTES, Media, Message, ToolCall
+from memory.messages import Media, Message, ToolCall
 from proxy.wire import images, items
+from proxy.wire.blocks import Blocks, plainly
+from proxy.wire.blocks import digest as _digest
 from proxy.wire.slices import NotUnderstood, looking, members
 
 NULL = b"null"
@@ -30,18 +31,21 @@ def message_of(raw: bytes) -> Message:
         return items.joined([_item(bytes(item)) for item in _ARRAY.decode(looked)], raw)
     fields = {key: looked[start:stop] for key, (start, stop) in members(looked).items()}
     if "role" not in fields or string(fields.get("type", NULL)) in items.KINDS:
-        return items.item_of(raw, fields, _content)
+        return items.item_of(raw, fields, lambda content: _content(content, Blocks()))
     role = _STRING.decode(fields.get("role", NULL))
-    text, media = _content(fields.get("content", NULL))
+    blocks = Blocks()
+    text, media = _content(fields.get("content", NULL), blocks)
     name = string(fields.get("name", NULL))
+    answers = name if role == "function" else string(fields.get("tool_call_id", NULL))
     return Message(
-        role=role,
+        role="tool" if role == "user" and blocks.results else role,
         text=text,
         raw=raw,
         name=name,
-        calls=_calls(fields),
-        call_id=name if role == "function" else string(fields.get("tool_call_id", NULL)),
+        calls=(*_calls(fields), *blocks.calls),
+        call_id=blocks.results[0] if blocks.results else answers,
         media=(*media, *_spoken(fields.get("audio", NULL))),
+        unseen=blocks.unseen,
     )
 
 
@@ -54,25 +58,29 @@ def _item(raw: bytes) -> Message:
 # Content parts
 
 
-def _content(raw: bytes) -> tuple[str, tuple[Media, ...]]:
+def _content(raw: bytes, blocks: Blocks) -> tuple[str, tuple[Media, ...]]:
     if raw == NULL:
         return "", ()
     if raw.startswith(b'"'):
         return _STRING.decode(raw), ()
     texts: list[str] = []
     media: list[Media] = []
-    for part in _ARRAY.decode(raw):
-        match _part(bytes(part)):
-            case str(text):
-                texts.append(text)
-            case Media() as medium:
-                media.append(medium)
+    for part in map(bytes, _ARRAY.decode(raw)):
+        shape = _PART.decode(part)
+        if not isinstance(shape.type, str):
+            shape.type = ""
+        said = None if shape.type in TEXT_PARTS else blocks.read(shape.type, part)
+        for piece in (_part(shape, part),) if said is None else said:
+            match piece:
+                case str(text) if text:  # SDKs leave empty ones out when they send an answer back
+                    texts.append(text)
+                case Media() as medium:
+                    media.append(medium)
     return "\n".join(texts), tuple(media)
 
 
-def _part(raw: bytes) -> str | Media | None:
+def _part(part: "_Part", raw: bytes) -> str | Media | None:
     """A part as text or media; None for a refusal, which does not count for identity."""
-    part = _PART.decode(raw)
     if part.type in TEXT_PARTS and isinstance(part.text, str):
         return part.text
     if part.type in PICTURES and (picture := string(part.image_url) or string(part.file_id)):
@@ -89,7 +97,7 @@ def _part(raw: bytes) -> str | Media | None:
         return Media("file", _digest(file.encode()))
     if part.type == "refusal":
         return None
-    return Media("file", _digest(raw))  # unknown to us, so compared byte by byte
+    return Media("file", _digest(plainly(raw)))  # unknown to us, so all of it counts
 
 
 def _spoken(raw: bytes) -> tuple[Media, ...]:
@@ -105,10 +113,6 @@ def _inner(raw: Raw, key: str) -> str:
     except msgspec.ValidationError:
         found = raw if key == "url" else NULL
     return string(found) or ""
-
-
-def _digest(value: bytes) -> bytes:
-    return blake2b(value, digest_size=DIGEST_BYTES).digest()
 
 
 # Tool calls

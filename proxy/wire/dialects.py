@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 from memory import prepared
-from proxy.wire import chunks, openai, responses, responses_events
+from proxy.wire import anthropic, chunks, deltas, openai, responses, responses_events
 from proxy.wire.openai import Completion
 from proxy.wire.parser import Shape
 from proxy.wire.sse import Accumulator
@@ -22,9 +22,17 @@ class Dialect(NamedTuple):
 
 CHAT = Dialect(openai.SHAPE, openai, openai.completion_in, chunks.accumulator)
 RESPONSES = Dialect(responses.SHAPE, responses, responses.completion_in, responses_events.accumulator)
-ENDPOINTS = {"/chat/completions": CHAT, "/responses": RESPONSES}  # by the end of their paths
+MESSAGES = Dialect(anthropic.SHAPE, anthropic, anthropic.completion_in, deltas.accumulator, errors="anthropic")
+ENDPOINTS = {"/chat/completions": CHAT, "/responses": RESPONSES, "/v1/messages": MESSAGES}  # by the end of their paths
 
 
 def dialect_at(path: str) -> Dialect | None:
     """The dialect of a managed endpoint; None: this path is relayed."""
+    if path == "/messages":  # and no messages of a thread
+        return MESSAGES
     return next((dialect for end, dialect in ENDPOINTS.items() if path.endswith(end)), None)
+
+
+def errors_at(path: str) -> Literal["openai", "anthropic"]:
+    """How an error of ours looks on a path, managed or not."""
+    return "anthropic" if "/v1/messages/" in path or dialect_at(path) is MESSAGES else "openai"

@@ -39,7 +39,12 @@ def message_json(role: str, content: str, **more: object) -> bytes:
     return msgspec.json.encode({"role": role, "content": content, **more})
 
 
-def with_content(raw: bytes, content: str) -> bytes:
+def results(raw: bytes) -> tuple[bytes, ...]:
+    """Each tool result in a message, as a message of its own: here a message holds one."""
+    return (raw,)
+
+
+def with_content(raw: bytes, content: str, result: int = 0) -> bytes:
     """A client's message with another `content`; all other keys, their order and spacing stay.
 
     Raises:
@@ -95,13 +100,14 @@ def usage_of(usage: object) -> Usage | None:
     details = usage.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
     return Usage(
-        input_tokens=_natural(usage.get("prompt_tokens")),
-        cached_tokens=_natural(usage.get("prompt_cache_hit_tokens") if cached is None else cached),
-        output_tokens=_natural(usage.get("completion_tokens")),
+        input_tokens=natural(usage.get("prompt_tokens")),
+        cached_tokens=natural(usage.get("prompt_cache_hit_tokens") if cached is None else cached),
+        output_tokens=natural(usage.get("completion_tokens")),
     )
 
 
-def _natural(value: object) -> int:
+def natural(value: object) -> int:
+    """A count as a provider states it; 0 for what is none."""
     return int(value) if isinstance(value, int | float) and 0 < value < 1e15 else 0
 
 

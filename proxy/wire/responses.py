@@ -16,6 +16,7 @@ from proxy.wire.content import NOT_JSON, NULL, string
 from proxy.wire.content import message_of as message_of  # to write a message one must be able to read it
 from proxy.wire.openai import Completion
 from proxy.wire.openai import message_json as message_json  # a role and a string are an item, too
+from proxy.wire.openai import results as results
 from proxy.wire.parser import Shape
 from proxy.wire.slices import looking, members, with_value
 from proxy.wire.sse import error_text
@@ -47,7 +48,7 @@ def render(request: ChatRequest, messages: Sequence[bytes], stable: int = 0) -> 
     return b"".join((request.body[:start], b"[", b",".join(written), b"]", request.body[stop:]))
 
 
-def with_content(raw: bytes, content: str) -> bytes:
+def with_content(raw: bytes, content: str, result: int = 0) -> bytes:
     """A result with another text in place of its own; one that holds no text stays as it is.
 
     Raises:

@@ -15,6 +15,7 @@ Span = tuple[int, int]
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'  # possessive: a string without an end is not tried again and again
 
+_elements = msgspec.json.Decoder(list[Raw])
 _members = msgspec.json.Decoder(dict[str, Raw])
 _KEY = re.compile(rb"\s*[{,]\s*" + _STRING + rb"\s*:\s*", re.DOTALL)
 _OBJECT_END = re.compile(rb"\s*\}\s*\Z")
@@ -101,6 +102,24 @@ def with_value(raw: bytes, key: str, value: bytes) -> bytes:
         return raw[:start] + value + raw[stop:]
     end = raw.rindex(b"}")
     return b"".join((raw[:end], b"," if spans else b"", msgspec.json.encode(key), b":", value, raw[end:]))
+
+
+def elements(text: bytes) -> list[Span]:
+    """Where the elements of a JSON array of objects stand.
+
+    Raises:
+        NotUnderstood: not an array of objects.
+        msgspec.DecodeError, UnicodeDecodeError, RecursionError: not a JSON array.
+    """
+    spans: list[Span] = []
+    position = 0
+    for value in _elements.decode(text):
+        start = text.find(b"{", position)
+        if start < 0 or not text.startswith(value, start):
+            raise NotUnderstood("not an array of objects")
+        position = start + len(memoryview(value))
+        spans.append((start, position))
+    return spans
 
 
 def object_end(text: bytes, start: int) -> int:

@@ -6,7 +6,7 @@ Here the whole memory works with a real database, without HTTP between: many his
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,8 @@ class House:
 
     memory: MemoryManager
     tenants: int = 0
+    dialect: Any = openai
+    body: Callable[..., bytes] = body_of
     _parser: Parser = field(default_factory=lambda: Parser(SHAPE))
 
     def tenant(self) -> Caller:
@@ -61,9 +63,9 @@ class House:
         return Caller(self.tenants.to_bytes(16, "big"))
 
     async def ask(self, caller: Caller, messages: list[Json], answer: Json | None = None, **more: Any) -> Prepared:
-        asked = self._parser.parse(body_of(messages, **more))
+        asked = self._parser.parse(self.body(messages, **more))
         assert asked is not None
-        prepared = await self.memory.prepare(caller, asked, openai)
+        prepared = await self.memory.prepare(caller, asked, self.dialect)
         said = (message_of(json.dumps(answer).encode()),) if answer else ()
         await self.memory.record(prepared, self.memory.open(prepared), Ended("answered", said, {}))
         return prepared

@@ -15,6 +15,7 @@ from memory.errors import CannotFit
 from memory.plan import fair_shares, roll
 from memory.prompts import hints_in
 from memory.reinject import every
+from memory.seal import HELD, without_sealed
 from memory.types import Budget, Form, Frozen, Model
 from tests.conversations import (
     agent,
@@ -272,6 +273,18 @@ def test_a_shortened_result_keeps_its_other_fields():
     assert {key: shortened[key] for key in message if key != "content"} == {
         k: v for k, v in message.items() if k != "content"
     }
+
+
+def test_a_sealed_result_is_shortened_without_a_word_of_it():
+    secret = "the password is swordfish. "
+    counted = counted_of([user("read"), calling(("c", "{}")), result("c", secret * 3_000)])
+    line = without_sealed(counted.line, {counted.line.messages[-1].digest})
+    frozen = roll(rollover_of(replace(counted, line=line), budget_of(counted)), None)
+    told = prompt_of(counted, frozen)[-1]["content"]
+
+    assert HELD in told
+    assert hints_in(told)
+    assert "swordfish" not in told
 
 
 @pytest.mark.parametrize(

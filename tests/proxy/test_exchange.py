@@ -278,6 +278,7 @@ def test_errors_have_anthropics_shape_where_asked_for():
     assert orjson.loads(body) == {
         "type": "error",
         "error": {"type": "request_too_large", "message": str(BodyTooLarge(5))},
+        "request_id": None,
     }
 
 

@@ -108,6 +108,8 @@ def test_calls_of_any_shape_pass(calls, expected):
         ({"type": "video_url", "video_url": {"url": "https://x/a.mp4"}}, [("file", "auto")]),
         ({"type": "text", "text": 5}, [("file", "auto")]),
         ({"type": "refusal", "refusal": "no"}, []),
+        ({"type": ["text"]}, [("file", "auto")]),
+        ({"type": {}}, [("file", "auto")]),
         ({}, [("file", "auto")]),
     ],
 )

@@ -1,0 +1,216 @@
+"""The Messages API: what a request looks like, how messages of ours are written, what a plain answer says.
+
+Roles take turns there, and the user's begins. So a message of ours joins the user message behind it, as a text block
+before the client's own blocks; those are never written anew. Source of the rules: platform.claude.com/docs/en/api, the
+pages on messages, tool use and mid-conversation system messages.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import msgspec
+from msgspec import Raw
+
+from memory.messages import SYSTEM_ROLES, ChatRequest, first_turn
+from memory.types import Usage
+from proxy.wire.blocks import RESULT
+from proxy.wire.content import NOT_JSON, NULL, message_of, string
+from proxy.wire.marks import block_spans, marked, without_marks
+from proxy.wire.openai import Completion, natural
+from proxy.wire.parser import Shape
+from proxy.wire.slices import looking, members, with_value
+
+__all__ = ["SHAPE", "completion_in", "message_json", "message_of", "render", "results", "usage_of", "with_content"]
+
+SHAPE = Shape(
+    dialect="messages",
+    array="messages",
+    outputs=("max_tokens",),
+    schemas=("tools", "output_config", "output_format"),
+    system="system",
+    elsewhere=("thread",),
+)
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """A message to forward."""
+
+    raw: bytes
+    role: str
+    is_ours: bool = False  # or the user's own of another day: it may join another as well
+
+
+def render(request: ChatRequest, messages: Sequence[bytes], stable: int = 0) -> bytes:
+    """The client's body with another message array; all other keys, their order and spacing stay.
+
+    Args:
+        messages: the first `request.preface` of them stand beside the array.
+        stable: so many of them stay as they are until the next rollover; the last of them is marked for the provider's
+            cache, if the client uses it (`marks.py`).
+    """
+    start, stop = request.span
+    known = {message.raw: message.role for message in request.messages}
+    bare = [raw if raw in known else without_marks(raw) for raw in messages]  # stored ones have the marks of their day
+    raws = marked(request, bare, stable)
+    front = max(first_turn(request.messages), request.preface)
+    pieces = [_piece(raw, now, known) for raw, now in zip(messages, raws, strict=True)]
+    array = [*raws[request.preface : front], *in_turns(pieces[front:])]
+    return b"".join((request.body[:start], b"[", b",".join(array), b"]", request.body[stop:]))
+
+
+def _piece(raw: bytes, now: bytes, known: Mapping[bytes, str]) -> Piece:
+    role = known.get(raw)
+    if role is not None:
+        return Piece(now, role)
+    role = message_of(raw).role
+    return Piece(now, role, role == "user")
+
+
+def in_turns(pieces: Sequence[Piece]) -> list[bytes]:
+    """Messages with ours joined to their neighbours, so that where the client's roles took turns, they still do.
+
+    Ours join the user message behind them, or stand alone where the assistant speaks next. Before a tool's result
+    nothing may stand, so there they stand behind it. System messages may only follow a user message, so those between
+    ours and the client's come after both, as one.
+    """
+    out: list[Piece] = []
+    ours: list[bytes] = []
+    systems: list[bytes] = []
+    for piece in pieces:
+        if piece.is_ours:
+            if all(earlier.role in SYSTEM_ROLES for earlier in out):
+                systems, out = [earlier.raw for earlier in out], []
+            ours.append(piece.raw)
+        elif ours and piece.role in SYSTEM_ROLES:
+            systems.append(piece.raw)
+        elif ours:
+            out += settled(out, ours, systems, piece)
+            ours, systems = [], []
+        else:
+            out.append(piece)
+    out += settled(out, ours, systems, None) if ours else ()
+    return [piece.raw for piece in out]
+
+
+def settled(
+    out: list[Piece], ours: Sequence[bytes], systems: Sequence[bytes], following: Piece | None
+) -> Iterator[Piece]:
+    """Messages of ours, in place: with system messages that stood among them and the message that follows them."""
+    if following is not None and following.role == "user":
+        yield Piece(joined(*ours, following.raw), "user")
+    elif following is not None and following.role == "tool":
+        yield Piece(joined(following.raw, *ours, frame=following.raw), following.role)
+    elif out and out[-1].role in USERS:
+        before = out.pop()
+        yield Piece(joined(before.raw, *ours, frame=before.raw), before.role)
+    else:
+        yield Piece(joined(*ours), "user")
+    if systems:
+        yield Piece(joined(*systems), "system")
+    if following is not None and following.role not in USERS:
+        yield following
+
+
+def joined(*raws: bytes, frame: bytes | None = None) -> bytes:
+    """Several messages of a role as one: the blocks of all, each as it was written.
+
+    Args:
+        frame: the message whose other keys it has; the last one where none is named.
+    """
+    if len(raws) == 1:
+        return raws[0]
+    inner = b",".join(filter(None, map(blocks_in, raws)))
+    frame = frame or raws[-1]
+    spans = members(looking(frame))
+    if "content" not in spans:
+        end = frame.rindex(b"}")
+        return b"".join((frame[:end], b"," if spans else b"", b'"content":[', inner, b"]", frame[end:]))
+    start, stop = spans["content"]
+    return b"".join((frame[:start], b"[", inner, b"]", frame[stop:]))
+
+
+def blocks_in(raw: bytes) -> bytes:
+    """A message's content blocks with the commas between them; a string is one text block, an empty one none."""
+    start, stop = members(looking(raw)).get("content", (0, 0))
+    content = raw[start:stop]
+    if content.startswith(b'"'):
+        return b'{"type":"text","text":' + content + b"}" if content != b'""' else b""
+    return content[1:-1].strip() if content.startswith(b"[") else b""
+
+
+def message_json(role: str, content: str, **more: object) -> bytes:
+    """A message of our own, as one text block."""
+    return msgspec.json.encode({"role": role, "content": [{"type": "text", "text": content}], **more})
+
+
+def results(raw: bytes) -> tuple[bytes, ...]:
+    """Each tool result in a message, as a message of its own; the message itself where it holds none."""
+    return tuple(b'{"role":"user","content":[' + raw[slice(*span)] + b"]}" for span in _results(raw)) or (raw,)
+
+
+def with_content(raw: bytes, content: str, result: int = 0) -> bytes:
+    """A client's message with another content of one of its tool results; all else stays as it is written.
+
+    Raises:
+        NotUnderstood, msgspec.DecodeError: `raw` did not come from a parsed message.
+    """
+    spans = _results(raw)
+    if not spans:
+        return joined(message_json("user", content), _emptied(raw))
+    start, stop = spans[result]
+    shorter = with_value(raw[start:stop], "content", msgspec.json.encode(content))
+    return raw[:start] + shorter + raw[stop:]
+
+
+def _emptied(raw: bytes) -> bytes:
+    return with_value(raw, "content", b"[]")
+
+
+def _results(raw: bytes) -> list[tuple[int, int]]:
+    """Where the tool results of a message stand in it."""
+    return [span for span in block_spans(raw) if _KIND.decode(looking(raw[slice(*span)])).type == RESULT]
+
+
+# What a plain answer says
+
+
+def completion_in(body: bytes) -> Completion:
+    """A plain answer as a value; empty where there is none."""
+    try:
+        text = looking(body)
+        shape = _ANSWER.decode(text)
+        if shape.type != "message":
+            return Completion()
+        start, stop = members(text)["content"]
+        said = message_of(b'{"role":"assistant","content":' + body[start:stop] + b"}")
+    except (*NOT_JSON, KeyError):
+        return Completion()
+    return Completion((said,), usage_of(shape.usage), (string(shape.stop_reason),))
+
+
+def usage_of(usage: object) -> Usage | None:
+    """A `usage` object; None when there are no counts in it. What was read from the cache or written to it stands
+    beside `input_tokens` there, and is a part of ours."""
+    if not isinstance(usage, Mapping) or not {"input_tokens", "output_tokens"} & usage.keys():
+        return None
+    cached = natural(usage.get("cache_read_input_tokens"))
+    written = natural(usage.get("cache_creation_input_tokens"))
+    return Usage(
+        input_tokens=natural(usage.get("input_tokens")) + cached + written,
+        cached_tokens=cached,
+        output_tokens=natural(usage.get("output_tokens")),
+    )
+
+
+class _Kind(msgspec.Struct):
+    type: object = None
+
+
+class _Answer(msgspec.Struct):
+    type: object = None
+    stop_reason: Raw = Raw(NULL)
+    usage: object = None
+
+
+USERS = frozenset({"user", "tool"})  # as we tell them; to the API both are the user's
+_KIND = msgspec.json.Decoder(_Kind)
+_ANSWER = msgspec.json.Decoder(_Answer)
