@@ -171,5 +171,14 @@ def _status_type_code(error: Exception) -> tuple[int, str, str | None]:
 
 def _anthropic_type(status: int) -> str:
     """Source: the table "HTTP errors" in Anthropic's API documentation."""
-    names = {400: "invalid_request_error", 404: "not_found_error", 413: "request_too_large", 504: "timeout_error"}
+    names = {
+        400: "invalid_request_error",
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        413: "request_too_large",
+        429: "rate_limit_error",
+        504: "timeout_error",
+        529: "overloaded_error",
+    }
     return names.get(status, "invalid_request_error" if status < 500 else "api_error")
