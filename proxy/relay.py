@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import structlog
 
-from proxy.errors import ClientGone, ProxyError, UpstreamCut
+from proxy.errors import ClientGone, Dialect, ProxyError, UpstreamCut
 from proxy.exchange import Exchange, Headers, while_client_stays
 from proxy.upstream import Upstream
 
@@ -20,35 +20,44 @@ async def relay(
     body: bytes | None = None,
     notes: Headers = (),
     headers: Headers | None = None,
+    query: bytes | None = None,
+    errors: Dialect = "openai",
 ) -> None:
     """Pass a request on and its answer back, byte for byte, as they come.
 
     Args:
         body: the request body where somebody has read it already; None: it is still with the client.
         notes: headers of ours (`x-infold-*`) that join the upstream's.
-        headers: of the request, where they differ from the client's own.
+        headers, query: of the request, where they differ from the client's own.
+        errors: how an error of ours looks.
 
     A cut answer stays cut: we return without the end, and the server closes the client's connection. An upstream
     that cannot be reached is a 502 of ours.
     """
     try:
         exchange.check()
-        await while_client_stays(exchange, _pass_through(upstream, exchange, body, notes, headers))
+        await while_client_stays(exchange, _pass_through(upstream, exchange, body, notes, headers, query))
     except ClientGone:
         log.info("client left")
     except UpstreamCut as error:
         log.warning("upstream cut the answer", reason=str(error))
     except ProxyError as error:  # refused, or the upstream gave no answer
         log.warning("not relayed", reason=str(error))
-        await exchange.refuse(error, notes)
+        await exchange.refuse(error, notes, errors)
 
 
 async def _pass_through(
-    upstream: Upstream, exchange: Exchange, body: bytes | None, notes: Headers, headers: Headers | None
+    upstream: Upstream,
+    exchange: Exchange,
+    body: bytes | None,
+    notes: Headers,
+    headers: Headers | None,
+    query: bytes | None,
 ) -> None:
     sending = body if body is not None else await _body(exchange)
     given = exchange.headers if headers is None else headers
-    async with upstream.send(exchange.method, exchange.path, exchange.query, given, sending) as reply:
+    asked = exchange.query if query is None else query
+    async with upstream.send(exchange.method, exchange.path, asked, given, sending) as reply:
         await exchange.start(reply.status, [*reply.headers, *notes])
         async for chunk in reply.chunks():
             await exchange.send(chunk)
