@@ -59,6 +59,10 @@ class Upward(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self._relay.idle.append(self)
 
+    def connection_lost(self, error: Exception | None) -> None:
+        if self in self._relay.idle:  # a server closes what has been idle for seconds
+            self._relay.idle.remove(self)
+
 
 class Downward(asyncio.Protocol):
     """A client's connection."""

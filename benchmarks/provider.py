@@ -15,6 +15,7 @@ Request headers
     x-script-fast: 1       do not look at the body: its own work is the same for 1 KB and for 500 KB
     x-script-chunks: N     stream N chunks of content
     x-script-pace: MS      wait that long before each chunk (plain answers: before the answer)
+    x-script-stamp: 1      each chunk's content is when it was sent: monotonic clock, nanoseconds, 20 digits
 
 Paths of its own
     POST /__script         {"id": message, ...}: preload answers
@@ -49,6 +50,7 @@ CACHE_STEP, CACHE_FROM = 128, 1_024  # tokens, as OpenAI documents its prompt ca
 IMAGE_TOKENS = {"low": 85}  # other details: 765, four tiles of 512 x 512 and the base
 MESSAGE_TOKENS = 4  # what a chat template puts around each message
 LOG_ENTRIES = 20_000
+STAMP = b"0" * 20  # where the time goes that a chunk is sent
 SENTENCE = "Noted. I will go on with the next step."
 
 
@@ -283,7 +285,7 @@ async def paced(parts: Sequence[bytes], milliseconds: float) -> AsyncIterator[by
     for part in parts:
         if milliseconds:
             await asyncio.sleep(milliseconds / 1000)
-        yield part
+        yield part.replace(STAMP, b"%020d" % time.monotonic_ns())
 
 
 async def respond(send: Send, status: int, parts: Sequence[bytes], kind: bytes, pace_ms: float = 0.0) -> None:
@@ -309,7 +311,10 @@ async def chat(state: State, headers: Mapping[str, str], raw: bytes, send: Send)
     if not body.get("stream"):
         return await respond(send, 200, [plain(answer, base)], b"application/json", pace_ms)
     with_usage = bool((body.get("stream_options") or {}).get("include_usage"))
-    parts = events(answer, base, int(headers.get("x-script-chunks") or 0), with_usage)
+    chunks = int(headers.get("x-script-chunks") or 0)
+    if headers.get("x-script-stamp"):
+        answer = Answer(200, {"role": "assistant", "content": STAMP.decode() * chunks}, answer.usage)
+    parts = events(answer, base, chunks, with_usage)
     return await respond(send, 200, parts, b"text/event-stream; charset=utf-8", pace_ms)
 
 

@@ -40,6 +40,7 @@ from memory.postgres_home import (
     DataDirectoryHeld,
     Home,
     Postmaster,
+    close_cluster,
     dsn,
     forget_dead_postmaster,
     hold_owner_lock,
@@ -147,6 +148,7 @@ def start(data_dir: Path, *, shared_buffers_mb: int = 64, tcp_port: int | None =
             forget_dead_postmaster(home)
             if not home.cluster.is_dir():
                 _make_cluster(home, programs, lock)
+            close_cluster(home)
             sockets = make_socket_directory(home)
             held.callback(_remove_if_empty, sockets)
             log = open_log(home)

@@ -98,6 +98,16 @@ def open_home(data_dir: Path) -> Home:
     return home
 
 
+def close_cluster(home: Home) -> None:
+    """Take group and others out of the cluster: PostgreSQL refuses one that they may enter or write.
+
+    Kubernetes lets them in: a volume with an `fsGroup` is opened to that group, file by file, when it is mounted.
+    """
+    mode = stat.S_IMODE(home.cluster.stat().st_mode)
+    if mode & 0o027:
+        home.cluster.chmod(0o700)
+
+
 def _belongs_to(path: Path, uid: int) -> StoreError:
     return StoreError(f"{path} belongs to uid {uid}; run as that user, or choose another data directory")
 

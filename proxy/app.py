@@ -35,13 +35,14 @@ from memory.table import known_models
 from memory.tokens import Counter
 from memory.whole import Memory, memory
 from proxy import logs, manage
-from proxy.chat import Parts, managed, pass_on
+from proxy.chat import Parts, managed, send_on
 from proxy.config import Config, load
 from proxy.errors import Dialect
 from proxy.exchange import Exchange
 from proxy.household import database, job_worker, providers
 from proxy.metrics import Metrics
 from proxy.rest.table import routes
+from proxy.tunnel import connection_of, from_a_foreign_page, tunnel
 from proxy.upstreams import Upstreams, is_messages
 from proxy.windows import Windows, client_without_cookies
 from proxy.wire.dialects import dialect_at
@@ -84,11 +85,15 @@ class App:
             return await self._admin(scope, receive, send)
         assert self._parts is not None
         exchange = Exchange(scope, receive, send)
+        if connection := connection_of(scope):
+            lends = not from_a_foreign_page(exchange.headers)
+            way = self._parts.upstreams.unmanaged(exchange, lends)
+            return await tunnel(way.upstream, exchange, connection, way.headers)
         dialect = dialect_at(path)
         if dialect is not None:
             return await managed(self._parts, exchange, dialect)
         errors: Dialect = "anthropic" if is_messages(exchange.path) else "openai"
-        await pass_on(self._parts.upstreams.unmanaged(exchange), exchange, None, errors=errors)
+        await send_on(self._parts.upstreams.unmanaged(exchange), exchange, None, errors=errors)
 
     @asynccontextmanager
     async def _lifespan(self, admin: Starlette) -> AsyncIterator[None]:

@@ -82,7 +82,7 @@ async def managed(parts: Parts, exchange: Exchange, dialect: Dialect) -> None:
         exchange.check()
         body = await exchange.body(parts.config.max_body_mib * 1024 * 1024)
         if exchange.method != "POST":
-            return await pass_on(parts.upstreams.unmanaged(exchange), exchange, body)
+            return await send_on(parts.upstreams.unmanaged(exchange), exchange, body)
         await while_client_stays(exchange, converse(parts, exchange, body, dialect))
     except ClientGone:
         log.info("client left")
@@ -107,7 +107,7 @@ async def converse(parts: Parts, exchange: Exchange, body: bytes, dialect: Diale
     question = await understood(parts, exchange, body, dialect)
     way = parts.upstreams.managed(exchange, question, dialect)
     if memory_is_off(parts, exchange):
-        return await pass_on(way, exchange, way.question.body, errors=dialect.errors)
+        return await send_on(way, exchange, way.question.body, errors=dialect.errors)
     caller = caller_of(parts, exchange, way)
     if caller is None:
         return await relay_without_memory(parts, exchange, way, dialect)
@@ -121,7 +121,7 @@ async def converse(parts: Parts, exchange: Exchange, body: bytes, dialect: Diale
     await Conversation(parts, exchange, question, way, dialect, started).run(prepared)
 
 
-async def pass_on(
+async def send_on(
     way: Way, exchange: Exchange, body: bytes | None, notes: Headers = (), errors: ErrorDialect = "openai"
 ) -> None:
     await relay(way.upstream, exchange, body, notes, way.headers, way.query, errors)
@@ -134,7 +134,7 @@ async def relay_without_memory(parts: Parts, exchange: Exchange, way: Way, diale
     notes = [(b"x-infold-mode", Mode.DEGRADED.encode())]
     if shorter is not None:
         way = replace(way, headers=[pair for pair in way.headers if pair[0] != b"content-encoding"])
-    await pass_on(way, exchange, way.question.body if shorter is None else shorter, notes, dialect.errors)
+    await send_on(way, exchange, way.question.body if shorter is None else shorter, notes, dialect.errors)
 
 
 async def squeeze(parts: Parts, way: Way, dialect: Dialect) -> bytes | None:

@@ -100,7 +100,7 @@ def web(fd: Annotated[int, typer.Option(help="An inherited listening socket.")])
     server = uvicorn.Config(
         "proxy.app:app",
         loop="uvloop",
-        http="httptools",
+        http="proxy.tunnel:Connections",  # httptools, and a way out for WebSockets
         ws="none",
         lifespan="on",
         access_log=False,
@@ -145,6 +145,20 @@ def worker(config: Annotated[Path | None, typer.Option(help="Settings file.")] =
     from proxy.jobs import run
 
     asyncio.run(run(settings))
+
+
+@cli.command(hidden=True)
+def embed() -> None:
+    """The embedder for web workers alone; `infold serve` starts it where `job_worker` is false."""
+    from proxy.config import ConfigError, load, silence_libraries
+
+    silence_libraries()
+    from proxy.jobs import embed_alone
+
+    try:
+        asyncio.run(embed_alone(load()))
+    except ConfigError as error:
+        fail(str(error))
 
 
 @cli.command()

@@ -136,6 +136,7 @@ class Config(BaseSettings):
     upstreams: Mapping[str, UpstreamSection] = {}
     data_dir: Path = Path(platformdirs.user_data_dir("infold"))
     workers: Annotated[int, Field(ge=1, le=64)] = 1
+    job_worker: bool = True
     max_body_mib: Annotated[int, Field(ge=1)] = 64
     silence_timeout_seconds: Annotated[float, Field(ge=1)] = 900
     drain_seconds: Annotated[float, Field(ge=0)] = 600

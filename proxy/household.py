@@ -1,7 +1,8 @@
 """The processes of `infold serve`: this parent, the embedded PostgreSQL, web workers and one job worker.
 
 The parent serves no request. It starts the others, starts again what dies, and stops them in order: web workers first,
-which let their streams finish, then the job worker, then the database.
+which let their streams finish, then the job worker, then the database. Where jobs run elsewhere, the job worker's place
+is taken by a process that only embeds, or by none.
 """
 
 import asyncio
@@ -52,12 +53,13 @@ async def database(config: Config) -> AsyncIterator[str]:
 @asynccontextmanager
 async def job_worker(config: Config, dsn: str) -> AsyncIterator[Config]:
     """A job worker beside a web process that nobody supervises; gives the settings with the way to its embedder."""
-    if config.supervised:
+    command = beside_web(config)
+    if config.supervised or command is None:
         yield config
         return
     with private_folder() as folder:
         path = folder / "embed.sock"
-        worker = Child("worker", ["worker"], child_environment(config, dsn, path))
+        worker = Child(command, [command], child_environment(config, dsn, path))
         worker.start()
         try:
             yield config.model_copy(update={"embed_socket": path})
@@ -85,6 +87,13 @@ async def tend(waiting: "OnDemand") -> None:
     while True:
         waiting.tend()
         await asyncio.sleep(POLL_SECONDS)
+
+
+def beside_web(config: Config) -> str | None:
+    """The command that runs beside the web workers; each of them serves embeddings on the socket they ask."""
+    if config.job_worker:
+        return "worker"
+    return "embed" if config.embedder == "builtin" else None
 
 
 @dataclass(slots=True)
@@ -193,18 +202,18 @@ class Household:
             sockets = stack.enter_context(private_folder())
             waiting = stack.enter_context(on_demand(sockets / PROVIDERS_SOCKET))
             stack.callback(waiting.child.stop, 5)  # the web workers, whose streams come from it, end before
-            children = self._children(dsn, listener, sockets)
-            for child in children:
+            web, beside = self._children(dsn, listener, sockets)
+            for child in (*web, *beside):
                 child.start()
             ready(address(listener))
             while not self._stopping:
                 time.sleep(POLL_SECONDS)
                 server = self._revive_database(server)
-                for child in children:
+                for child in (*web, *beside):
                     child.revive()
                 waiting.tend()
             log.info("stopping", note="running streams finish first; another Ctrl-C cuts them")
-            self._end(children, listener, server)
+            self._end(web, beside, listener, server)
 
     def _database(self, stack: ExitStack) -> EmbeddedPostgres | None:
         if self._config.database_url is not None:
@@ -213,13 +222,17 @@ class Household:
         stack.callback(lambda: server.stop())
         return server
 
-    def _children(self, dsn: str | None, listener: socket.socket, sockets: Path) -> list[Child]:
+    def _children(
+        self, dsn: str | None, listener: socket.socket, sockets: Path
+    ) -> tuple[Sequence[Child], Sequence[Child]]:
+        """The web workers, and what runs beside them."""
         environment = child_environment(self._config, dsn, sockets / "embed.sock", sockets / PROVIDERS_SOCKET)
         web = [
             Child(f"web {n + 1}", ["web", "--fd", str(listener.fileno())], environment, [listener.fileno()])
             for n in range(self._config.workers)
         ]
-        return [*web, Child("worker", ["worker"], environment)]
+        command = beside_web(self._config)
+        return web, [Child(command, [command], environment)] if command else []
 
     def _revive_database(self, server: EmbeddedPostgres | None) -> EmbeddedPostgres | None:
         if server is None or server.poll() is None:
@@ -237,9 +250,14 @@ class Household:
         self._hurry = self._stopping
         self._stopping = True
 
-    def _end(self, children: Sequence[Child], listener: socket.socket, server: EmbeddedPostgres | None) -> None:
+    def _end(
+        self,
+        web: Sequence[Child],
+        beside: Sequence[Child],
+        listener: socket.socket,
+        server: EmbeddedPostgres | None,
+    ) -> None:
         """Let streams finish, then end the job worker and the database."""
-        *web, worker = children
         for child in web:
             if child.process is not None and child.process.poll() is None:
                 child.process.send_signal(signal.SIGTERM)
@@ -250,7 +268,8 @@ class Household:
                 for child in web:
                     child.stop(0.5)
             time.sleep(POLL_SECONDS)
-        worker.stop(5)
+        for child in beside:
+            child.stop(5)
         if server is not None:
             server.stop()
 

@@ -3,9 +3,10 @@
 import asyncio
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
+from typing import Any
 
 import structlog
 
@@ -21,7 +22,7 @@ from memory.tokens import Counter
 from memory.whole import Memory, memory
 from memory.worker import embed_line, expire, hygiene, item_handlers, job_done, parse_payload
 from proxy import logs
-from proxy.config import Config
+from proxy.config import Config, ConfigError
 from proxy.household import database
 from proxy.wire.content import message_of
 
@@ -34,22 +35,42 @@ AT_ONCE = 1  # job: the embedder has one thread
 async def run(config: Config) -> None:
     """Work until SIGTERM or SIGINT. A database that is away is waited for."""
     logs.configure(config.log_level)
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop = told_to_stop()
     model = embedder(config.embedder)
     async with AsyncExitStack() as stack:
         dsn = await stack.enter_async_context(database(config))
-        tasks: list[asyncio.Task[object]] = [asyncio.create_task(stop.wait())]
-        tasks.append(asyncio.create_task(work(config, dsn, model)))
+        working = [work(config, dsn, model)]
         if model is not None and config.embed_socket is not None:
-            tasks.append(asyncio.create_task(serve_embeddings(model, str(config.embed_socket))))
-        done, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        for task in done:
-            task.result()
+            working.append(serve_embeddings(model, str(config.embed_socket)))
+        await until(stop, working)
+
+
+async def embed_alone(config: Config) -> None:
+    """Only the embedder for the web workers of this machine, until SIGTERM or SIGINT: others do the jobs."""
+    logs.configure(config.log_level)
+    stop = told_to_stop()
+    model = embedder(config.embedder)
+    if model is None or config.embed_socket is None:
+        raise ConfigError("`infold serve` starts this by itself, where `job_worker` is false")
+    await until(stop, [serve_embeddings(model, str(config.embed_socket))])
+
+
+def told_to_stop() -> asyncio.Event:
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def until(stop: asyncio.Event, working: Sequence[Coroutine[Any, Any, None]]) -> None:
+    """Run all of these until we are told to stop, or one of them ends; its error is ours."""
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(stop.wait()), *map(asyncio.create_task, working)]
+    done, running = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    for task in done:
+        task.result()
 
 
 async def work(config: Config, dsn: str, model: Embedder | None, clock: Clock = utc_now) -> None:

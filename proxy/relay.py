@@ -1,12 +1,12 @@
 """Everything that is not ours and not managed: any method, any path, passed on untouched in both directions."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 
 import structlog
 
 from proxy.errors import ClientGone, Dialect, ProxyError, UpstreamCut
 from proxy.exchange import Exchange, Headers, while_client_stays
-from proxy.upstream import Upstream
+from proxy.upstream import Reply, Upstream
 
 log = structlog.get_logger()
 
@@ -34,9 +34,16 @@ async def relay(
     A cut answer stays cut: we return without the end, and the server closes the client's connection. An upstream
     that cannot be reached is a 502 of ours.
     """
+    work = _pass_through(upstream, exchange, body, notes, headers, query)
+    await answer_errors(exchange, while_client_stays(exchange, work), notes, errors)
+
+
+async def answer_errors(
+    exchange: Exchange, work: Awaitable[None], notes: Headers = (), errors: Dialect = "openai"
+) -> None:
+    """Do the work of a wire; what goes wrong before the first byte of an answer is told to the client."""
     try:
-        exchange.check()
-        await while_client_stays(exchange, _pass_through(upstream, exchange, body, notes, headers, query))
+        await work
     except ClientGone:
         log.info("client left")
     except UpstreamCut as error:
@@ -54,14 +61,24 @@ async def _pass_through(
     headers: Headers | None,
     query: bytes | None,
 ) -> None:
+    exchange.check()
     sending = body if body is not None else await _body(exchange)
     given = exchange.headers if headers is None else headers
     asked = exchange.query if query is None else query
     async with upstream.send(exchange.method, exchange.path, asked, given, sending) as reply:
-        await exchange.start(reply.status, [*reply.headers, *notes])
-        async for chunk in reply.chunks():
-            await exchange.send(chunk)
-        await exchange.send(b"", more=False)
+        await pass_on(reply, exchange, notes)
+
+
+async def pass_on(reply: Reply, exchange: Exchange, notes: Headers = ()) -> None:
+    """An answer as it comes, to its end.
+
+    Raises:
+        UpstreamCut: it broke off.
+    """
+    await exchange.start(reply.status, [*reply.headers, *notes])
+    async for chunk in reply.chunks():
+        await exchange.send(chunk)
+    await exchange.send(b"", more=False)
 
 
 async def _body(exchange: Exchange) -> bytes | AsyncIterator[bytes]:

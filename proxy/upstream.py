@@ -154,13 +154,20 @@ class Upstream:
         return b"%b?%b" % (path, query) if query else path
 
     def send(
-        self, method: str, raw_path: bytes, query: bytes, headers: Headers, body: bytes | AsyncIterator[bytes] | None
+        self,
+        method: str,
+        raw_path: bytes,
+        query: bytes,
+        headers: Headers,
+        body: bytes | AsyncIterator[bytes] | None,
+        upgrade: bytes | None = None,
     ) -> "Sending":
         """Send a request: `async with upstream.send(...) as reply`. Leaving early closes the connection.
 
         Args:
             headers: the client's own; what must not be forwarded is left out here, see `forwardable`.
             body: bytes, or pieces as they come: with the client's Content-Length where it sent one, else chunked.
+            upgrade: a protocol to go on with, if the upstream agrees (status 101); see `Sending.hand_over`.
 
         Raises (on entering):
             Unreachable: no answer; says why and what to check.
@@ -168,8 +175,11 @@ class Upstream:
             BadFraming: a method, path or header holds a control character.
         """
         length = _length(method, headers, body)
-        head = render_head(method, self._target(raw_path, query), self._host, forwardable(headers), length)
-        return Sending(self, method, head, body, chunked=length is None and body is not None)
+        kept = forwardable(headers)
+        if upgrade is not None:
+            kept += [(b"upgrade", upgrade), (b"connection", b"Upgrade")]
+        head = render_head(method, self._target(raw_path, query), self._host, kept, length)
+        return Sending(self, method, head, body, length is None and body is not None, upgrade is not None)
 
     async def close(self) -> None:
         """Close all connections; for the end, when no request is under way any more."""
@@ -206,16 +216,34 @@ class Upstream:
 class Sending:
     """A request under way. Entering sends it and gives the Reply; leaving hands the connection back or closes it."""
 
-    __slots__ = ("_body", "_chunked", "_closed", "_connection", "_content", "_head", "_method", "_upload", "_upstream")
+    __slots__ = (
+        "_body",
+        "_chunked",
+        "_closed",
+        "_connection",
+        "_content",
+        "_head",
+        "_method",
+        "_upgrades",
+        "_upload",
+        "_upstream",
+    )
 
     def __init__(
-        self, upstream: Upstream, method: str, head: bytes, body: bytes | AsyncIterator[bytes] | None, chunked: bool
+        self,
+        upstream: Upstream,
+        method: str,
+        head: bytes,
+        body: bytes | AsyncIterator[bytes] | None,
+        chunked: bool,
+        upgrades: bool,
     ) -> None:
         self._upstream = upstream
         self._method = method
         self._head = head
         self._body = body
         self._chunked = chunked
+        self._upgrades = upgrades
         self._connection: Connection | None = None
         self._closed: asyncio.Future[None] | None = None
         self._content: aiohttp.StreamReader | None = None
@@ -259,6 +287,23 @@ class Sending:
             self._connection = None
         else:
             self._abort()
+
+    def hand_over(self, protocol: asyncio.Protocol) -> tuple[asyncio.Transport | None, bytes]:
+        """After a 101: let `protocol` have the connection, and give what has come behind the answer.
+
+        Leaving closes it all the same. The transport is None if the connection has ended already.
+        """
+        assert self._connection is not None
+        handler = self._connection.protocol
+        assert handler is not None
+        handler.read_timeout = None
+        handler.start_timeout()  # which ends the one that runs
+        early, handler._tail = handler._tail, b""
+        transport = handler.transport
+        if transport is not None:
+            transport.set_protocol(protocol)
+            transport.resume_reading()  # aiohttp pauses when much has come
+        return transport, early
 
     def _write(self, protocol: ResponseHandler) -> None:
         transport = protocol.transport
@@ -312,7 +357,8 @@ class Sending:
         except FAILURES as error:
             raise Unreachable(advice("gave no answer", _told(error)), sent=True) from error
         headers = tuple(forwardable(message.raw_headers, drop=self._upstream._kept_back))
-        if not 200 <= message.code < 600 or FORBIDDEN.search(b"".join(value for _, value in headers)):
+        expected = 200 <= message.code < 600 or (message.code == 101 and self._upgrades)
+        if not expected or FORBIDDEN.search(b"".join(value for _, value in headers)):
             raise Unreachable(advice("gave no answer", "what it sent is not HTTP"), sent=True)
         self._content = content
         self._closed = protocol.closed
@@ -392,12 +438,19 @@ def _socket(address: AddrInfoType) -> socket.socket:
     """A TCP socket that notices within minutes when the other machine is gone."""
     family, kind, protocol, _, _ = address
     sock = socket.socket(family, kind, protocol)
+    notice_death(sock)
+    return sock
+
+
+def notice_death(sock: socket.socket) -> None:
+    """Let the kernel ask every minute whether the other machine is still there."""
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):  # a unix socket's other end is on this machine
+        return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):  # not on macOS
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_SECONDS)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
-    return sock
 
 
 def _checked(base_url: str) -> URL:

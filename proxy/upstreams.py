@@ -141,10 +141,10 @@ class Upstreams:
 
     # The three ways.
 
-    def unmanaged(self, exchange: Exchange) -> Way:
+    def unmanaged(self, exchange: Exchange, lends: bool = True) -> Way:
         """For endpoints that nobody looks into: by the path alone."""
-        question = Question(b"", None, None)
-        return self._way(self._messages if is_messages(exchange.path) else self._default, exchange, question, None)
+        there = self._messages if is_messages(exchange.path) else self._default
+        return self._way(there if lends else there._replace(lends=None), exchange, Question(b"", None, None), None)
 
     def managed(self, exchange: Exchange, question: Question, dialect: Dialect) -> Way:
         """By the model: the first of `upstreams:` that claims it, else a provider named before a slash, else the

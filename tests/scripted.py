@@ -322,7 +322,7 @@ def serve_asgi(app: Any, **settings: Any) -> Iterator[str]:
     """
     ours: dict[str, Any] = {
         "loop": "uvloop",
-        "http": "httptools",
+        "http": "proxy.tunnel:Connections",
         "ws": "none",
         "interface": "asgi3",
         "lifespan": "auto",

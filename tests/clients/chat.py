@@ -1,34 +1,31 @@
 """The dialect Chat Completions: a provider that answers as OpenAI does, one way for each scenario."""
 
 import base64
-import gzip
 import json
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tests.clients.answering import (
+    COOKIES,
+    EVENTS,
+    KIND,
+    OPENAI_HEADERS,
+    SAID,
+    SHAPE,
+    WORDS,
+    Header,
+    breaking_off,
+    cookies_of,
+    halves,
+    plainly,
+    spaced,
+    squeezed,
+    streamed,
+)
 from tests.clients.scenarios import Asked, Dialect, Json, Scenario
-from tests.scripted import End, Step, Steps, answer
+from tests.scripted import Steps
 
-KIND = (b"content-type", b"application/json")
-HEADERS = [
-    (b"Date", b"Mon, 09 Nov 2026 10:00:00 GMT"),
-    (b"Server", b"cloudflare"),
-    (b"access-control-expose-headers", b"X-Request-ID"),
-    (b"openai-organization", b"acme-1"),
-    (b"openai-processing-ms", b"412"),
-    (b"openai-version", b"2020-10-01"),
-    (b"x-ratelimit-limit-tokens", b"2000000"),
-    (b"x-ratelimit-remaining-tokens", b"1999971"),
-    (b"x-ratelimit-reset-tokens", b"0s"),
-    (b"X-Request-Id", b"req_5e1f"),
-    (b"strict-transport-security", b"max-age=31536000; includeSubDomains; preload"),
-    (b"X-Content-Type-Options", b"nosniff"),
-    (b"CF-RAY", b"97a1-FRA"),
-    (b"alt-svc", b'h3=":443"; ma=86400'),
-]
-WORDS = ["The caf\u00e9", " opens", " at", " nine", " \u2014 \u4e5d\u6642", " \U0001f642."]
-SAID = "".join(WORDS)
 USAGE = {
     "prompt_tokens": 29,
     "completion_tokens": 11,
@@ -48,13 +45,6 @@ COMMON = {
     "service_tier": "default",
     "system_fingerprint": "fp_560af6e559",
 }
-SHAPE = '{"name": "Ada",  "age": 36}'
-CHUNK_BYTES = 97  # of a stream on the wire: events and letters are cut anywhere
-
-
-def spaced(value: Json) -> bytes:
-    """JSON as no program of ours writes it."""
-    return json.dumps(value, indent=1, ensure_ascii=False, separators=(" ,", " : ")).encode() + b"\n"
 
 
 def message(content: str | None, **more: Any) -> Json:
@@ -65,9 +55,9 @@ def choice(said: Json, index: int = 0, reason: str = "stop", logprobs: Json | No
     return {"index": index, "message": said, "logprobs": logprobs, "finish_reason": reason}
 
 
-def completion(*choices: Json, headers: Sequence[tuple[bytes, bytes]] = ()) -> Steps:
+def completion(*choices: Json, headers: Sequence[Header] = ()) -> Steps:
     whole = {"object": "chat.completion", **COMMON, "choices": choices, "usage": USAGE, "x_unknown": {"a": [1.0, None]}}
-    return answer(spaced(whole), headers=[KIND, *HEADERS, *headers])
+    return plainly(whole, headers=[*OPENAI_HEADERS, *headers])
 
 
 def event(*choices: Json, usage: Json | None = None, **more: Any) -> bytes:
@@ -92,10 +82,7 @@ def events(asked: Asked, deltas: Sequence[Json], reason: str) -> list[bytes]:
 
 
 def stream(told: Sequence[bytes]) -> Steps:
-    """Events as chunks that respect neither them nor letters."""
-    whole = b"".join(told)
-    pieces = [whole[at : at + CHUNK_BYTES] for at in range(0, len(whole), CHUNK_BYTES)]
-    return answer(pieces, headers=[(b"content-type", b"text/event-stream; charset=utf-8"), *HEADERS], framing="chunked")
+    return streamed(told, OPENAI_HEADERS)
 
 
 def spoken(asked: Asked, content: str = SAID) -> Steps:
@@ -132,8 +119,8 @@ def in_parts(number: int, one: Json) -> list[Json]:
     """A tool call as the deltas of a stream: first its name, then its arguments in two halves."""
     arguments = one["function"]["arguments"]
     named = {"index": number, **one, "function": {**one["function"], "arguments": ""}}
-    halves = [{"index": number, "function": {"arguments": half}} for half in (arguments[:6], arguments[6:])]
-    return [{"tool_calls": [part]} for part in (named, *halves)]
+    rest = [{"index": number, "function": {"arguments": half}} for half in halves(arguments)]
+    return [{"tool_calls": [part]} for part in (named, *rest)]
 
 
 def structured(asked: Asked) -> Steps:
@@ -154,8 +141,8 @@ def weighed(asked: Asked) -> Steps:
     )
 
 
-def refusal(status: int, error: Json, *headers: tuple[bytes, bytes]) -> Steps:
-    return answer(spaced({"error": error}), status, [KIND, *HEADERS, *headers])
+def refusal(status: int, error: Json, *headers: Header) -> Steps:
+    return plainly({"error": error}, status, [*OPENAI_HEADERS, *headers])
 
 
 def too_long(asked: Asked) -> Steps:
@@ -175,28 +162,20 @@ def busy_once(asked: Asked) -> Steps:
 
 
 def cut(asked: Asked) -> Steps:
-    """Breaks off within an event, a while after the last whole one, so that each client has seen what came before."""
-    told = events(asked, [{"content": part} for part in WORDS], "stop")
-    head, *_ = stream(told)
-    whole, torn = b"".join(told[:5]), told[5][:40]
-    steps: list[Step] = [head, b"%x\r\n%b\r\n" % (len(whole), whole), 0.4]
-    return [*steps, b"%x\r\n%b\r\n" % (len(torn), torn), End.CLOSE]
+    return breaking_off(events(asked, [{"content": part} for part in WORDS], "stop"), 5, OPENAI_HEADERS)
 
 
 def packed(asked: Asked) -> Steps:
-    """Encoded with gzip where the client takes that."""
-    if b"gzip" not in (asked.seen.header(b"accept-encoding") or b""):
-        return spoken(asked)
-    body = spaced({"object": "chat.completion", **COMMON, "choices": [choice(message(SAID))], "usage": USAGE})
-    headers = [KIND, *HEADERS, (b"Content-Encoding", b"gzip"), (b"Vary", b"Accept-Encoding")]
-    return answer(gzip.compress(body, mtime=0), headers=headers, framing="chunked")
+    if asked.body.get("stream"):
+        told = events(asked, [{"content": part} for part in WORDS], "stop")
+        return squeezed(asked, b"".join(told), EVENTS, OPENAI_HEADERS)
+    whole = {"object": "chat.completion", **COMMON, "choices": [choice(message(SAID))], "usage": USAGE}
+    return squeezed(asked, spaced(whole), KIND, OPENAI_HEADERS)
 
 
 def baked(asked: Asked) -> Steps:
     """Sets two cookies, and tells which came back."""
-    told = (asked.seen.header(b"cookie") or b"no cookie").decode()
-    cookies = [b"__cf_bm=abc.1; path=/; HttpOnly", b"_cfuvid=xyz; path=/; HttpOnly"]
-    return completion(choice(message(told)), headers=[(b"Set-Cookie", cookie) for cookie in cookies])
+    return completion(choice(message(cookies_of(asked))), headers=COOKIES)
 
 
 def embedded(asked: Asked) -> Steps:
@@ -208,13 +187,13 @@ def embedded(asked: Asked) -> Steps:
     rows = [{"object": "embedding", "index": index, "embedding": vector} for index in range(count)]
     usage = {"prompt_tokens": 4, "total_tokens": 4}
     whole = {"object": "list", "data": rows, "model": "text-embedding-3-small", "usage": usage}
-    return answer(spaced(whole), headers=[KIND, *HEADERS])
+    return plainly(whole, headers=OPENAI_HEADERS)
 
 
 def listed(asked: Asked) -> Steps:
     names = ["gpt-4o-mini", "ft:gpt-4o:acme::a1"]
     rows = [{"id": name, "object": "model", "created": 1721172741, "owned_by": "system"} for name in names]
-    return answer(spaced({"object": "list", "data": rows}), headers=[KIND, *HEADERS])
+    return plainly({"object": "list", "data": rows}, headers=OPENAI_HEADERS)
 
 
 OPENS = "opens at nine"
@@ -231,10 +210,11 @@ SCENARIOS = [
     Scenario("two answers", "n = 2", twice, (r'"n": ?2',), (OPENS, r"Nine\.")),
     Scenario("logprobs", "how likely each token was", weighed, (r'"logprobs": ?true',), (r"-0\.31", r"-1\.5")),
     Scenario("developer", "the developer role", spoken, (r'"role": ?"developer"',), (OPENS,)),
-    Scenario("too long", "400 context_length_exceeded is seen as such", too_long, (POST,), ("context_length_exceeded|ContextWindowExceeded", "maximum context length")),
+    Scenario("too long", "400 context_length_exceeded is seen as such", too_long, (POST,), ("context_length_exceeded|ContextWindowExceeded|ContextOverflow", "maximum context length")),
     Scenario("busy", "429 with retry-after, then an answer", busy_once, (f"{POST}(.|\n)*{POST}",), (OPENS,)),
     Scenario("cut", "a stream that breaks off is seen to", cut, (r'"stream": ?true',), ("opens", '"error"')),
     Scenario("packed", "an answer encoded with gzip", packed, (r"(?i)accept-encoding: .*gzip",), (OPENS,)),
+    Scenario("packed stream", "a stream encoded with gzip", packed, (r'"stream": ?true', r"(?i)accept-encoding: .*gzip"), (OPENS,)),
     Scenario("more fields", "unknown fields and an explicit null", spoken, (r'"top_k": ?5', r'"min_p": ?null'), (OPENS,)),
     Scenario("more query", "query parameters", spoken, (r"^POST \S+\?api-version=2026-01-01",), (OPENS,)),
     Scenario("cookies", "two cookies are set; what the client returns of them", baked, (f"{POST}(.|\n)*{POST}",), ("no cookie",)),

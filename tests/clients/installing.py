@@ -34,16 +34,24 @@ class Client:
         return DRIVERS / dialect / self.drivers[dialect]
 
 
+DIALECTS = ("chat", "responses", "messages")
+OPENAI = {"chat": "openai_sdk.py", "responses": "openai_sdk.py"}
 CLIENTS = [
-    Client("openai-1", "openai (Python) 1.x", {"chat": "openai_sdk.py"}),
-    Client("openai-2", "openai (Python) 2.x", {"chat": "openai_sdk.py"}),
-    Client("openai-3", "openai (Python) 3.x", {"chat": "openai_sdk.py"}),
-    Client("langchain", "LangChain (Python)", {"chat": "langchain_chat.py"}),
-    Client("pydantic-ai", "Pydantic AI", {"chat": "pydantic_agents.py"}),
-    Client("openai-agents", "OpenAI Agents SDK (Python)", {"chat": "agents_sdk.py"}),
+    Client("openai-1", "openai (Python) 1.x", OPENAI),
+    Client("openai-2", "openai (Python) 2.x", OPENAI),
+    Client("openai-3", "openai (Python) 3.x", OPENAI),
+    Client("langchain", "LangChain (Python)", {"chat": "langchain_chat.py", "responses": "langchain_chat.py"}),
+    Client("llama-index", "LlamaIndex (Python)", {"chat": "llama_index_llm.py"}),
+    Client("pydantic-ai", "Pydantic AI", dict.fromkeys(DIALECTS, "pydantic_agents.py")),
+    Client("openai-agents", "OpenAI Agents SDK (Python)", {"chat": "agents_sdk.py", "responses": "agents_sdk.py"}),
     Client("litellm", "LiteLLM, as a library", {"chat": "litellm_sdk.py"}),
-    Client("openai-node", "openai (Node)", {"chat": "openai_node.mjs"}),
-    Client("vercel", "Vercel AI SDK (Node)", {"chat": "vercel.mjs"}),
+    Client("openai-node", "openai (Node)", {"chat": "openai_node.mjs", "responses": "openai_node.mjs"}),
+    Client("langchain-node", "LangChain (Node)", {"chat": "langchain_node.mjs"}),
+    Client("vercel", "Vercel AI SDK (Node)", dict.fromkeys(DIALECTS, "vercel.mjs")),
+    Client("anthropic-0", "anthropic (Python) 0.x", {"messages": "anthropic_sdk.py"}),
+    Client("anthropic-2", "anthropic (Python) 2.x", {"messages": "anthropic_sdk.py"}),
+    Client("langchain-anthropic", "LangChain (Python) with Anthropic", {"messages": "langchain_chat.py"}),
+    Client("anthropic-node", "@anthropic-ai/sdk (Node)", {"messages": "anthropic_node.mjs"}),
 ]
 
 

@@ -28,7 +28,11 @@ class Driver:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=given, text=True
         )
-        first = self._read()
+        try:
+            first = self._read()
+        except AssertionError:
+            self.__exit__()
+            raise
         self.versions: dict[str, str] = first["versions"]
         self.scenarios: list[str] = first["scenarios"]
         self.cannot: dict[str, str] = first["cannot"]
@@ -166,8 +170,10 @@ def touched(through: Route, dialect: Dialect) -> list[str]:
             f"answer {number}: {what}" for what in unequal(answered_parts(here, upto), answered_parts(there, upto))
         ]
         modes = [value for name, value in here.answer.headers if name.lower() == b"x-infold-mode"]
-        if dialect.managed.encode() in here.request.target and modes != [b"wire"]:
+        if dialect.manages(here.request) and modes != [b"wire"]:
             found.append(f"answer {number}: not a managed wire, x-infold-mode is {modes}")
+        if here.answer.abandoned and not (there.answer.complete or there.answer.abandoned):
+            found.append(f"answer {number}: the client left, and the provider goes on")
     return found
 
 

@@ -46,9 +46,18 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """A wire format, its scenarios, and the paths that are managed and so answered with `x-infold-mode`."""
+    """A wire format and its scenarios.
+
+    Args:
+        managed: how the path ends to which a `POST` is managed, and so answered with `x-infold-mode`; None: all of it
+            is relayed.
+    """
 
     name: str
     title: str
-    managed: str
+    managed: str | None
     scenarios: Mapping[str, Scenario]
+
+    def manages(self, request: Seen) -> bool:
+        path = request.target.partition(b"?")[0]
+        return self.managed is not None and request.method == "POST" and path.endswith(self.managed.encode())

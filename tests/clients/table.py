@@ -10,18 +10,21 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.clients.chat import CHAT
 from tests.clients.installing import CLIENTS
+from tests.clients.messages import MESSAGES
+from tests.clients.responses import RESPONSES
 from tests.clients.results import Book, Came
 from tests.clients.scenarios import Dialect
 
 PAGE = Path(__file__).parents[2] / "docs" / "compatibility.md"
-DIALECTS = [CHAT]
+DIALECTS = [CHAT, RESPONSES, MESSAGES]
 SIGNS = {Came.GOOD: "yes", Came.TOUCHED: "changed", Came.BROKEN: "**no**", Came.UNABLE: "n/a"}
 NOT_RUN = "not run"
 
 HEAD = """# Compatibility
 
 Real clients, each once directly at a provider and once through Infold, at conversations that fit the window. The
-provider is scripted on a real socket and answers as OpenAI does; recorders on both sides of Infold keep every byte.
+provider is scripted on a real socket and answers as OpenAI or Anthropic do; recorders on both sides of Infold keep
+every byte.
 
 This page is made by `python tests/clients/table.py` from a run of `pytest tests/clients -m clients`, which installs
 the clients in the versions below and needs npm and the package registries.
@@ -41,9 +44,11 @@ the same name in their order.
 NOT_TESTED = """## Not tested here
 
 - Other dialects than those above.
+- What openai-python's own tests ask: `python tests/clients/openai_own.py CHECKOUT` runs them directly at a mock of the
+  API and through Infold, and tells where the two differ.
 - Conversations over the window: there `messages` change by design. The tests in `tests/laws` hold what must stay.
 - TLS and HTTP/2, Realtime, audio and files; `tests/laws/test_wire.py` sends odd bodies, methods and paths by hand.
-- That the provider is OpenAI itself. No key and no network is used.
+- That the provider is OpenAI or Anthropic itself. No key and no network is used.
 - For a model whose window nobody told it, Infold asks the provider's `/v1/models` by itself, at most once an hour. The
   clients here ask for a known model.
 """
@@ -58,7 +63,11 @@ def section(book: Book, dialect: Dialect) -> str:
     """One dialect: counts by client, then scenarios by clients, then why something is not applicable."""
     speaking = [client for client in CLIENTS if dialect.name in client.drivers]
     pages = {client.name: book.clients.get(dialect.name, {}).get(client.name, {}) for client in speaking}
-    lines = [f"## {dialect.title}", "", "| client | versions | yes | changed | no | n/a |", "|---|---|---|---|---|---|"]
+    managed = (
+        "All is relayed." if dialect.managed is None else f"`POST …{dialect.managed}` is managed, all else relayed."
+    )
+    lines = [f"## {dialect.title}", "", managed, ""]
+    lines += ["| client | versions | yes | changed | no | n/a |", "|---|---|---|---|---|---|"]
     for client in speaking:
         came = list(pages[client.name].get("scenarios", {}).values())
         versions = ", ".join(f"{name} {value}" for name, value in pages[client.name].get("versions", {}).items())

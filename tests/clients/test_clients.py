@@ -11,11 +11,13 @@ import pytest
 from tests.clients.chat import CHAT
 from tests.clients.conftest import DriverOf
 from tests.clients.installing import CLIENTS, Client
+from tests.clients.messages import MESSAGES
+from tests.clients.responses import RESPONSES
 from tests.clients.results import Book, Came
 from tests.clients.running import Bench, differences, not_the_scenario, touched
 from tests.clients.scenarios import Dialect, Scenario
 
-DIALECTS = [CHAT]
+DIALECTS = [CHAT, RESPONSES, MESSAGES]
 CASES = [
     pytest.param(dialect, client, scenario, id=f"{dialect.name}-{client.name}-{scenario.name.replace(' ', '_')}")
     for dialect in DIALECTS

@@ -2,10 +2,10 @@
 
 import pytest
 
-from tests.clients.recorder import Recorder, by_name
+from tests.clients.recorder import Answer, Exchange, Recorder, by_name
 from tests.clients.running import Route, touched
 from tests.clients.scenarios import Dialect
-from tests.scripted import End, ScriptedUpstream, Steps, answer, ask, connected, cut, sse
+from tests.scripted import End, ScriptedUpstream, Seen, Steps, answer, ask, connected, cut, sse
 
 CHAT = b"/v1/chat/completions"
 DIALECT = Dialect("chat", "Chat Completions", "/chat/completions", {})
@@ -49,6 +49,31 @@ async def test_a_client_that_hangs_up_is_told_from_a_cut() -> None:
         (one,) = recorder.take()
 
     assert one.answer.abandoned
+
+
+@pytest.mark.parametrize(
+    ("complete", "abandoned", "seen"), [(False, False, True), (False, True, False), (True, False, False)]
+)
+def test_a_provider_that_goes_on_for_nobody_is_seen(complete: bool, abandoned: bool, seen: bool) -> None:
+    request = Seen(b"", "POST", CHAT, (), b"", 0)
+    here = Exchange(request, Answer(200, (WIRE,), b"data", complete=False, abandoned=True))
+    there = Exchange(request, Answer(200, (WIRE,), b"data: 1", complete, abandoned))
+    found = touched(Route(None, [here], [there]), DIALECT)
+
+    assert found == (["answer 0: the client left, and the provider goes on"] if seen else [])
+
+
+@pytest.mark.parametrize(
+    ("managed", "method", "target", "is_managed"),
+    [
+        ("/messages", "POST", b"/v1/messages?beta=true", True),
+        ("/messages", "POST", b"/v1/messages/count_tokens", False),
+        ("/responses", "GET", b"/v1/responses", False),
+        (None, "POST", b"/v1/responses", False),
+    ],
+)
+def test_a_dialect_knows_what_is_managed(managed: str | None, method: str, target: bytes, is_managed: bool) -> None:
+    assert Dialect("x", "X", managed, {}).manages(Seen(b"", method, target, (), b"", 0)) is is_managed
 
 
 async def test_requests_on_one_connection_are_told_apart() -> None:

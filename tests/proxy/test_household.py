@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -14,10 +15,14 @@ from pathlib import Path
 
 import httpx
 import pytest
+from websockets.sync.client import connect
+from websockets.sync.server import ServerConnection, serve
 
 from proxy.cli import banner
 from proxy.config import Config
+from proxy.household import beside_web
 from tests.conversations import body_of, user
+from tests.owners import wait_until
 from tests.proxy.test_providers import speaking_anthropic
 from tests.scripted import ScriptedUpstream, sse
 
@@ -26,9 +31,12 @@ HEADERS = {"authorization": "Bearer sk-alice"}
 
 
 @contextlib.contextmanager
-def serving(upstream: str, dsn: str, folder: Path, *options: str) -> Iterator["tuple[subprocess.Popen[str], str]"]:
+def serving(
+    upstream: str, dsn: str, folder: Path, *options: str, **variables: str
+) -> Iterator["tuple[subprocess.Popen[str], str]"]:
     """The command with its children, and where it listens; killed if the test did not end it."""
-    environment = os.environ | {"DATABASE_URL": dsn, "INFOLD_DATA_DIR": str(folder), "INFOLD_EMBEDDER": "none"}
+    given = {"DATABASE_URL": dsn, "INFOLD_DATA_DIR": str(folder), "INFOLD_EMBEDDER": "none"}
+    environment = os.environ | given | variables
     command = [sys.executable, "-m", "proxy.cli", "serve", "--port", "0", "--upstream", f"{upstream}/v1", *options]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -77,6 +85,25 @@ def test_streams_of_events_and_programs_that_wait_end_as_soon_as_the_server_is_t
             assert time.monotonic() - told < 1.5
         waiting.close()
         assert process.wait(10) == 0
+
+
+def test_a_websocket_passes_and_a_silent_one_does_not_hold_up_the_end(dsn, tmp_path):
+    def echo(connection: ServerConnection) -> None:
+        for message in connection:
+            connection.send(message)
+
+    with serve(echo, "127.0.0.1", 0) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        upstream = f"http://127.0.0.1:{server.socket.getsockname()[1]}"
+        with serving(upstream, dsn, tmp_path) as (process, url):
+            with connect(url.replace("http", "ws") + "/v1/realtime", proxy=None) as client:
+                client.send("hello")
+                assert client.recv(timeout=10) == "hello"
+                process.send_signal(signal.SIGTERM)
+                told = time.monotonic()
+                assert process.wait(10) == 0
+                assert time.monotonic() - told < 6
+        server.shutdown()
 
 
 def refused_in(url: str, seconds: float) -> bool:
@@ -134,6 +161,76 @@ def test_a_worker_that_dies_is_replaced(dsn, tmp_path):
         again = httpx.get(f"{url}/healthz", timeout=20)  # the socket is the parent's, so the request waits
         assert again.status_code == 200
         assert children(process.pid, "web") != [web]
+
+
+def test_jobs_are_done_by_a_worker_elsewhere_and_questions_are_still_embedded_here(dsn, tmp_path):
+    """Two containers in small: they share the database and nothing else."""
+    apart = {"INFOLD_EMBEDDER": "builtin", "INFOLD_JOB_WORKER": "false"}
+    with ScriptedUpstream() as upstream, serving(upstream.url, dsn, tmp_path, **apart) as (process, url):
+        assert not children(process.pid, "worker")
+        assert len(children(process.pid, "embed")) == 1
+        item = {"content": "The harbour lantern burns blue.", "content_type": "note"}
+        stored = httpx.post(f"{url}/memory-manager/items/add", json=item, headers=HEADERS, timeout=20).json()["item_id"]
+        time.sleep(1.5)  # longer than a job worker that runs takes
+        assert pending(url) == 1
+
+        with worker(dsn, tmp_path / "elsewhere") as elsewhere:
+            wait_until(lambda: pending(url) == 0, 40)
+            question = {"query": "Which colour does a lamp at the port have?", "limit": 1}
+            searched = httpx.post(f"{url}/memory-manager/items/search", json=question, headers=HEADERS, timeout=20)
+            assert [found["id"] for found in searched.json()["results"]] == [stored]
+            assert searched_by(url) == {"exact"}  # by vectors; without the question's it would be "words"
+            elsewhere.terminate()
+            assert elsewhere.wait(10) == 0
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+@contextlib.contextmanager
+def worker(dsn: str, folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
+    """`infold worker` alone."""
+    environment = os.environ | {"DATABASE_URL": dsn, "INFOLD_DATA_DIR": str(folder)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "proxy.cli", "worker"], env=environment, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def metrics(url: str, name: str) -> list[tuple[str, float]]:
+    """Labels and value of each of a metric's lines."""
+    found = re.findall(rf"^{name}({{.*}})? (\S+)$", httpx.get(f"{url}/metrics", timeout=20).text, re.MULTILINE)
+    return [(labels, float(value)) for labels, value in found]
+
+
+def pending(url: str) -> float:
+    return metrics(url, "infold_items_embedding_pending")[0][1]
+
+
+def searched_by(url: str) -> set[str]:
+    counted = metrics(url, "infold_item_searches_total")
+    return {re.findall(r'plan="(\w+)"', labels)[0] for labels, count in counted if count}
+
+
+@pytest.mark.parametrize(("jobs", "embedder", "command"), [
+    (True, "builtin", "worker"),
+    (True, "none", "worker"),
+    (False, "builtin", "embed"),
+    (False, "none", None),
+    (False, "http://127.0.0.1:9/v1#model", None),
+])  # fmt: skip
+def test_what_runs_beside_the_web_workers(jobs, embedder, command):
+    assert beside_web(Config(job_worker=jobs, embedder=embedder)) == command
+
+
+def test_the_embedder_alone_says_who_starts_it():
+    command = [sys.executable, "-m", "proxy.cli", "embed"]
+    alone = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert alone.returncode == 1
+    assert alone.stderr == "infold: `infold serve` starts this by itself, where `job_worker` is false\n"
 
 
 def children(parent: int, command: str) -> list[int]:

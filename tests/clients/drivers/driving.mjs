@@ -6,7 +6,18 @@ import { createInterface } from 'node:readline'
 
 export const ASKED = JSON.parse(readFileSync(new URL('asked.json', import.meta.url)))
 export const { model: MODEL, question: QUESTION, tool: TOOL, schema: SCHEMA } = ASKED
+export const { reasoning_model: REASONING_MODEL, claude: CLAUDE } = ASKED
 export const PICTURE = 'data:image/png;base64,' + ASKED.picture
+export const DOCUMENT = 'data:application/pdf;base64,' + ASKED.document
+// Readers of pictures stop at its end, so that zeros behind it only make it large.
+export const LARGE = Buffer.concat([Buffer.from(ASKED.picture, 'base64'), Buffer.alloc(ASKED.padding_bytes)]).toString('base64')
+export const LARGE_PICTURE = 'data:image/png;base64,' + LARGE
+export const MORE_HEADERS = { 'OpenAI-Beta': 'answers=v2', 'X-Trace': 'a,b' }
+export const MORE_FIELDS = { top_k: 5, min_p: null, provider: { order: ['a', 'b'] } }
+export const MORE_QUERY = { 'api-version': '2026-01-01' }
+
+// For clients that write `/v1` themselves.
+export const rootOf = ({ baseURL }) => baseURL.replace(/\/v1$/, '')
 
 export const weather = ({ city }) => ASKED.weather[city]
 

@@ -6,6 +6,7 @@ traceback. Its first line tells what it can do and what not.
 """
 
 import asyncio
+import base64
 import inspect
 import json
 import os
@@ -19,7 +20,15 @@ from typing import Any
 
 ASKED = json.loads((Path(__file__).parent / "asked.json").read_text())
 MODEL, QUESTION, TOOL, SCHEMA = ASKED["model"], ASKED["question"], ASKED["tool"], ASKED["schema"]
+REASONING_MODEL, CLAUDE = ASKED["reasoning_model"], ASKED["claude"]
 PICTURE = "data:image/png;base64," + ASKED["picture"]
+DOCUMENT = "data:application/pdf;base64," + ASKED["document"]
+# Readers of pictures stop at its end, so that zeros behind it only make it large.
+LARGE = base64.b64encode(base64.b64decode(ASKED["picture"]) + bytes(ASKED["padding_bytes"])).decode()
+LARGE_PICTURE = "data:image/png;base64," + LARGE
+MORE_HEADERS = {"OpenAI-Beta": "answers=v2", "X-Trace": "a,b"}
+MORE_FIELDS = {"top_k": 5, "min_p": None, "provider": {"order": ["a", "b"]}}
+MORE_QUERY = {"api-version": "2026-01-01"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,11 @@ class At:
 
     base_url: str
     key: str
+
+    @property
+    def root(self) -> str:
+        """For clients that write `/v1` themselves."""
+        return self.base_url.removesuffix("/v1")
 
 
 def weather(city: str) -> str:
@@ -57,7 +71,7 @@ def drive(packages: str, scenarios: Mapping[str, Callable[[At], Any]], cannot: M
 
     Args:
         packages: names of those whose versions are told, the client's own first.
-        cannot: why the client has no way to do a scenario.
+        cannot: why the client has no way to do a scenario; goes before `scenarios`, for older versions can less.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is no answer
@@ -66,11 +80,12 @@ def drive(packages: str, scenarios: Mapping[str, Callable[[At], Any]], cannot: M
         print(json.dumps(value, default=str), file=answers, flush=True)
 
     versions = {name: version(name) for name in packages.split()}
-    say({"versions": versions, "scenarios": list(scenarios), "cannot": dict(cannot)})
+    able = {name: call for name, call in scenarios.items() if name not in cannot}
+    say({"versions": versions, "scenarios": list(able), "cannot": dict(cannot)})
     for line in sys.stdin:
         order = json.loads(line)
         try:
-            result = scenarios[order["scenario"]](At(order["base_url"], order["key"]))
+            result = able[order["scenario"]](At(order["base_url"], order["key"]))
             say({"result": asyncio.run(result) if inspect.iscoroutine(result) else result})
         except Exception:
             say({"broken": traceback.format_exc()})

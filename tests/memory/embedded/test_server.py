@@ -124,6 +124,15 @@ def test_a_first_start_leaves_nothing_readable_for_others(shared: EmbeddedPostgr
     assert (shared_dir / "password").read_text() not in repr(shared.address)
 
 
+def test_a_volume_that_was_opened_to_a_group_starts_and_is_closed_again(data_dir: Path) -> None:
+    """What Kubernetes does at each mount of a volume with an `fsGroup`; PostgreSQL refused it."""
+    start(data_dir, shared_buffers_mb=16).stop()
+    for path in (data_dir / "cluster", *(data_dir / "cluster").rglob("*")):
+        path.chmod(mode(path) | (0o2770 if path.is_dir() else 0o660))
+    start(data_dir, shared_buffers_mb=16).stop()
+    assert mode(data_dir / "cluster") == 0o700
+
+
 async def test_what_people_said_stays_out_of_the_log(shared: EmbeddedPostgres, shared_dir: Path) -> None:
     await ask(shared.address.dsn, "CREATE TABLE said (words text PRIMARY KEY)")
     await ask(shared.address.dsn, "INSERT INTO said VALUES ('my secret')")

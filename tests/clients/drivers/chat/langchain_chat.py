@@ -113,6 +113,7 @@ drive(
         "busy": ask,
         "cut": stream,
         "packed": ask,
+        "packed stream": stream,
         "more fields": lambda at: ask(at, extra_body={"top_k": 5, "min_p": None}),
         "more query": lambda at: ask(at, default_query={"api-version": "2026-01-01"}),
         "cookies": cookies,

@@ -95,6 +95,7 @@ drive(
         "busy": lambda at: ask(at, max_retries=2),
         "cut": stream,
         "packed": ask,
+        "packed stream": stream,
         "more fields": lambda at: ask(at, extra_body={"top_k": 5, "min_p": None}),
         "cookies": lambda at: [ask(at), ask(at)],
         "embeddings": embeddings,

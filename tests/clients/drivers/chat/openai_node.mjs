@@ -69,6 +69,7 @@ drive(
     busy: at => ask(at),
     cut: stream,
     packed: at => ask(at),
+    'packed stream': at => stream(at),
     'more fields': at => ask(at, [USER], { top_k: 5, min_p: null, provider: { order: ['a', 'b'] } }),
     'more query': at => ask(at, [USER], {}, { query: { 'api-version': '2026-01-01' } }),
     cookies: async at => [await ask(at), await ask(at)],

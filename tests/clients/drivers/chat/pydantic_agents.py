@@ -124,6 +124,7 @@ drive(
         "busy": ask,
         "cut": stream,
         "packed": ask,
+        "packed stream": stream,
         "more fields": lambda at: ask(at, settings={"extra_body": {"top_k": 5, "min_p": None}}),
         "more query": more_query,
         "cookies": cookies,

@@ -76,6 +76,7 @@ drive(
     busy: ask,
     cut: stream,
     packed: ask,
+    'packed stream': at => stream(at),
     'more fields': at => ask(at, options({ top_k: 5, min_p: null, provider: { order: ['a', 'b'] } })),
     'more query': at => ask(at, {}, { queryParams: { 'api-version': '2026-01-01' } }),
     cookies: async at => [await ask(at), await ask(at)],
