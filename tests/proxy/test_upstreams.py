@@ -329,11 +329,12 @@ async def test_anthropics_paths_go_to_anthropic_while_nobody_says_otherwise(thre
         body = b'{"model":"claude-x","max_tokens":5,"messages":[{"role":"user","content":"hi"}]}'
         for target in (b"/v1/messages?beta=true", b"/v1/messages/count_tokens"):
             await ask(proxy.url, "POST", target, [(b"X-Api-Key", b"SECRET-client")], body)
-    assert [(seen.target, seen.body) for seen in three.a.requests] == [
+    posted = [seen for seen in three.a.requests if seen.method == "POST"]  # its windows may be asked for as well
+    assert [(seen.target, seen.body) for seen in posted] == [
         (b"/v1/messages?beta=true", body),
         (b"/v1/messages/count_tokens", body),
     ]
-    assert three.a.requests[0].header(b"x-api-key") == b"SECRET-client"
+    assert posted[0].header(b"x-api-key") == b"SECRET-client"
 
 
 async def test_errors_of_ours_on_anthropics_paths_have_anthropics_shape(dsn, tmp_path):
