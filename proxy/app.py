@@ -35,15 +35,14 @@ from memory.table import known_models
 from memory.tokens import Counter
 from memory.whole import Memory, memory
 from proxy import logs, manage
-from proxy.chat import Parts, lent, managed
+from proxy.chat import Parts, managed, send_on
 from proxy.config import Config, load
 from proxy.exchange import Exchange
-from proxy.household import database, job_worker
+from proxy.household import database, job_worker, providers
 from proxy.metrics import Metrics
-from proxy.relay import relay
 from proxy.rest.table import routes
-from proxy.tunnel import connection_of, from_a_foreign_page, tunnel
-from proxy.upstream import Upstream
+from proxy.tunnel import connection_of, tunnel
+from proxy.upstreams import Upstreams
 from proxy.windows import Windows, client_without_cookies
 from proxy.wire.dialects import dialect_at
 
@@ -86,12 +85,12 @@ class App:
         assert self._parts is not None
         exchange = Exchange(scope, receive, send)
         if connection := connection_of(scope):
-            headers = exchange.headers if from_a_foreign_page(exchange.headers) else lent(self._parts, exchange.headers)
-            return await tunnel(self._parts.upstream, exchange, connection, headers)
+            way = self._parts.upstreams.unmanaged(exchange)
+            return await tunnel(way.upstream, exchange, connection, way.headers)
         dialect = dialect_at(path)
         if dialect is not None:
             return await managed(self._parts, exchange, dialect)
-        await relay(self._parts.upstream, exchange, headers=lent(self._parts, exchange.headers))
+        await send_on(self._parts.upstreams.unmanaged(exchange), exchange, None)
 
     @asynccontextmanager
     async def _lifespan(self, admin: Starlette) -> AsyncIterator[None]:
@@ -100,6 +99,7 @@ class App:
         async with AsyncExitStack() as stack:
             dsn = await stack.enter_async_context(database(config))
             config = await stack.enter_async_context(job_worker(config, dsn))
+            config = await stack.enter_async_context(providers(config))
             self._parts = await build(config, dsn, stack, self._clock)
             admin.state.parts = self._parts
             yield
@@ -117,8 +117,10 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     spool = Spool(config.data_dir / "spool" / "turns")
     stack.callback(spool.close)
     recorder = Recorder(pool, spool)
-    upstream = Upstream(config.upstream, silence_timeout_seconds=config.silence_timeout_seconds)
-    stack.push_async_callback(upstream.close)
+    upstreams = Upstreams(config)
+    stack.push_async_callback(upstreams.close)
+    if upstreams.spendable and not config.is_loopback:
+        log.warning("whoever reaches this address spends the keys of upstreams", upstreams=upstreams.spendable)
     client = await stack.enter_async_context(client_without_cookies())
     embedding = embedder_for(config)
     counter = Counter()
@@ -133,7 +135,7 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     stack.callback(whole.signals.listen(manager.heard))
     stack.callback(asyncio.create_task(whole.signals.run()).cancel)
     stack.enter_context(told_to_stop(whole.signals.end))
-    parts = Parts(config, manager, upstream, Windows(models, upstream, client), metrics, pool, recorder)
+    parts = Parts(config, manager, upstreams, Windows(models, client), metrics, pool, recorder)
     if config.pepper is not None:
         parts.pepper = config.pepper.get_secret_value().encode()
     reached = asyncio.Event()

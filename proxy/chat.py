@@ -5,13 +5,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
+from msgspec.structs import replace
 
 from memory.identify import place
 from memory.manager import MemoryManager
-from memory.messages import ChatRequest
 from memory.nouns import utc_now
 from memory.prepared import Caller, Prepared
 from memory.recorder import Ended, Kept, Opening, Recorder
@@ -21,12 +21,13 @@ from memory.types import Mode
 from memory.whole import Memory
 from proxy.answer import Heard, answer_for, header
 from proxy.config import Config
-from proxy.errors import ClientGone, ProxyError, UpstreamCut
+from proxy.errors import ClientGone, ProxyError, Unreachable, UpstreamCut
 from proxy.exchange import Exchange, Headers, while_client_stays
 from proxy.metrics import Metrics
 from proxy.relay import relay
-from proxy.tenants import KEY_HEADERS, session_label, tenant_of
-from proxy.upstream import Reply, Upstream
+from proxy.tenants import session_label, tenant_of
+from proxy.upstream import Reply, Sending
+from proxy.upstreams import REFUSING, Question, Upstreams, Way
 from proxy.windows import Windows
 from proxy.wire.dialects import Dialect
 from proxy.wire.encoding import decoded
@@ -48,7 +49,7 @@ class Parts:
 
     config: Config
     memory: MemoryManager
-    upstream: Upstream
+    upstreams: Upstreams
     windows: Windows
     metrics: Metrics
     pool: Pool
@@ -79,8 +80,8 @@ async def managed(parts: Parts, exchange: Exchange, dialect: Dialect) -> None:
     try:
         exchange.check()
         body = await exchange.body(parts.config.max_body_mib * 1024 * 1024)
-        if exchange.method != "POST" or memory_is_off(parts, exchange):
-            return await relay(parts.upstream, exchange, body, headers=lent(parts, exchange.headers))
+        if exchange.method != "POST":
+            return await send_on(parts.upstreams.unmanaged(exchange), exchange, body)
         await while_client_stays(exchange, converse(parts, exchange, body, dialect))
     except ClientGone:
         log.info("client left")
@@ -102,34 +103,40 @@ def memory_is_off(parts: Parts, exchange: Exchange) -> bool:
 async def converse(parts: Parts, exchange: Exchange, body: bytes, dialect: Dialect) -> None:
     """The way of a request that memory may look at."""
     started = time.perf_counter()
-    asked = await understood(parts, exchange, body, dialect)
-    caller = caller_of(parts, exchange)
+    question = await understood(parts, exchange, body, dialect)
+    way = parts.upstreams.managed(exchange, question, dialect)
+    if memory_is_off(parts, exchange):
+        return await send_on(way, exchange, way.question.body)
+    caller = caller_of(parts, exchange, way)
     if caller is None:
-        return await relay_without_memory(parts, exchange, asked, body, dialect)
-    if asked is not None and parts.windows.wants(asked.model):
-        parts.later(parts.windows.ask(lent(parts, exchange.headers)))
-    prepared = await fail_open(parts, prepare(parts, caller, asked, body, dialect), None)
+        return await relay_without_memory(parts, exchange, way, dialect)
+    asked = way.question.asked
+    if asked is not None and parts.windows.wants(asked.model, way.upstream):
+        parts.later(parts.windows.ask(way.upstream, way.headers))
+    prepared = await fail_open(parts, prepare(parts, caller, way, dialect), None)
     parts.metrics.prepare.observe(time.perf_counter() - started)
     if prepared is None:
-        return await relay_without_memory(parts, exchange, asked, body, dialect)
-    await Conversation(parts, exchange, body, dialect, started).run(prepared)
+        return await relay_without_memory(parts, exchange, way, dialect)
+    await Conversation(parts, exchange, question, way, dialect, started).run(prepared)
 
 
-async def relay_without_memory(
-    parts: Parts, exchange: Exchange, asked: ChatRequest | None, body: bytes, dialect: Dialect
-) -> None:
+async def send_on(way: Way, exchange: Exchange, body: bytes | None, notes: Headers = ()) -> None:
+    await relay(way.upstream, exchange, body, notes, way.headers, way.query)
+
+
+async def relay_without_memory(parts: Parts, exchange: Exchange, way: Way, dialect: Dialect) -> None:
     """Nobody's memory, or none at hand: the client's bytes if they fit, else as much of their end as does."""
     parts.metrics.turns.labels("unrecorded").inc()
-    shorter = await fail_open(parts, squeeze(parts, asked, dialect), None)
+    shorter = await fail_open(parts, squeeze(parts, way, dialect), None)
     notes = [(b"x-infold-mode", Mode.DEGRADED.encode())]
-    if shorter is None:
-        return await relay(parts.upstream, exchange, body, notes, lent(parts, exchange.headers))
-    headers = [pair for pair in exchange.headers if pair[0] != b"content-encoding"]
-    await relay(parts.upstream, exchange, shorter, notes, lent(parts, headers))
+    if shorter is not None:
+        way = replace(way, headers=[pair for pair in way.headers if pair[0] != b"content-encoding"])
+    await send_on(way, exchange, way.question.body if shorter is None else shorter, notes)
 
 
-async def squeeze(parts: Parts, asked: ChatRequest | None, dialect: Dialect) -> bytes | None:
-    return parts.memory.squeeze(asked, dialect.writing, parts.upstream.base_url) if asked is not None else None
+async def squeeze(parts: Parts, way: Way, dialect: Dialect) -> bytes | None:
+    asked = way.question.asked
+    return parts.memory.squeeze(asked, dialect.writing, way.upstream.base_url) if asked is not None else None
 
 
 async def fail_open(parts: Parts, work: Awaitable[T], otherwise: T) -> T:
@@ -145,14 +152,14 @@ async def fail_open(parts: Parts, work: Awaitable[T], otherwise: T) -> T:
 # Who asks, and what.
 
 
-async def understood(parts: Parts, exchange: Exchange, body: bytes, dialect: Dialect) -> ChatRequest | None:
-    """The request as we understand it; None for an odd body, which is forwarded and recorded as it came."""
+async def understood(parts: Parts, exchange: Exchange, body: bytes, dialect: Dialect) -> Question:
+    """The request as we understand it; an odd body is forwarded and recorded as it came."""
     encoding = exchange.header(b"content-encoding")
 
-    def parse() -> ChatRequest | None:
+    def parse() -> Question:
         most = parts.config.max_body_mib * 1024 * 1024
         text = decoded(body, encoding.decode("latin-1") if encoding else None, most)
-        return parts.parser(dialect).parse(text) if text is not None else None
+        return Question(body, text, parts.parser(dialect).parse(text) if text is not None else None)
 
     if len(body) < LARGE_BYTES and encoding is None:
         return parse()
@@ -160,7 +167,7 @@ async def understood(parts: Parts, exchange: Exchange, body: bytes, dialect: Dia
         return await asyncio.to_thread(parse)
 
 
-def caller_of(parts: Parts, exchange: Exchange) -> Caller | None:
+def caller_of(parts: Parts, exchange: Exchange, way: Way) -> Caller | None:
     """Whose memory this is; None where that is not certain."""
     if parts.pepper is None:
         return None
@@ -171,54 +178,92 @@ def caller_of(parts: Parts, exchange: Exchange) -> Caller | None:
     label = session_label(given)
     if given is not None and label is None:
         parts.metrics.ignored_sessions.inc()
-    return Caller(tenant, label, parts.upstream.base_url)
+    return Caller(tenant, label, way.upstream.base_url)
 
 
-async def prepare(parts: Parts, caller: Caller, asked: ChatRequest | None, body: bytes, dialect: Dialect) -> Prepared:
+async def prepare(parts: Parts, caller: Caller, way: Way, dialect: Dialect) -> Prepared:
     """Plan the context; an odd body is forwarded and recorded as it came."""
-    if asked is None:
-        return parts.memory.odd(caller, body)
-    return await parts.memory.prepare(caller, asked, dialect.writing)
+    if way.question.asked is None:
+        return parts.memory.odd(caller, way.question.body)
+    return await parts.memory.prepare(caller, way.question.asked, dialect.writing)
+
+
+class Again(NamedTuple):
+    """What goes out in place of a request that was refused, and why that was."""
+
+    prepared: Prepared
+    way: Way
+    reason: str
+    status: int | None
+    may_retry: bool
 
 
 class Conversation:
     """One managed request's talk with the upstream. Holds what its steps share; used once."""
 
-    def __init__(self, parts: Parts, exchange: Exchange, body: bytes, dialect: Dialect, started: float) -> None:
+    def __init__(
+        self, parts: Parts, exchange: Exchange, question: Question, way: Way, dialect: Dialect, started: float
+    ) -> None:
         self._parts = parts
         self._exchange = exchange
-        self._body = body
+        self._question = question  # as the client asked it
+        self._way = way
         self._dialect = dialect
         self._started = started
         self._first_byte: float | None = None
 
     async def run(self, prepared: Prepared, may_retry: bool = True) -> None:
-        """Forward, relay, record. A prompt that the provider finds too long is sent once more, compacted."""
+        """Forward, relay, record. What is refused may be sent once more: compacted if it was too long, elsewhere if
+        the upstream has a fallback."""
         opening = await fail_open(self._parts, self._open(prepared), None)
-        headers = self._headers(prepared)
-        method, path, query = self._exchange.method, self._exchange.path, self._exchange.query
-        body = self._body if prepared.is_untouched else prepared.body
         try:
-            async with self._parts.upstream.send(method, path, query, headers, body) as reply:
-                shorter = await self._shorter(prepared, reply) if may_retry and reply.status >= 400 else None
-                if not isinstance(shorter, Prepared):
-                    return await self._relay(prepared, opening, reply, refusal=shorter)
+            async with self._send(prepared) as reply:
+                again = await self._again(prepared, reply, may_retry) if reply.status >= 400 else None
+                if not isinstance(again, Again):
+                    return await self._relay(prepared, opening, reply, refusal=again)
         except ProxyError as error:
-            if self._first_byte is None and not isinstance(error, ClientGone):
+            if self._first_byte is not None or isinstance(error, ClientGone):
+                raise
+            unsent = isinstance(error, Unreachable) and error.should_retry
+            elsewhere = await self._elsewhere(prepared, str(error), None) if unsent else None
+            if elsewhere is None:
                 await self._record(prepared, opening, "failed", partial(Heard, error=str(error)), None)
-            raise
-        too_long = partial(Heard, error="context_length_exceeded")
-        await self._record(prepared, opening, "failed", too_long, 400)
-        await self.run(shorter, may_retry=False)
+                raise
+            again = elsewhere
+        await self._record(prepared, opening, "failed", partial(Heard, error=again.reason), again.status)
+        self._way = again.way
+        await self.run(again.prepared, again.may_retry)
 
-    def _headers(self, prepared: Prepared) -> Headers:
-        """The client's; without its content encoding where the body is ours. A local client may borrow our key."""
-        headers = self._exchange.headers
+    def _send(self, prepared: Prepared) -> Sending:
+        """The client's headers; without its content encoding where the body is ours."""
+        way, headers = self._way, self._way.headers
+        body = way.question.body if prepared.is_untouched else prepared.body
         if not prepared.is_untouched:
             headers = [pair for pair in headers if pair[0] != b"content-encoding"]
-        return lent(self._parts, headers)
+        return way.upstream.send(self._exchange.method, self._exchange.path, way.query, headers, body)
 
-    async def _shorter(self, prepared: Prepared, reply: Reply) -> "Prepared | bytes | None":
+    async def _again(self, prepared: Prepared, reply: Reply, may_retry: bool) -> "Again | bytes | None":
+        """For a refusal: what goes out in its place; else its body, as far as it was read."""
+        if reply.status in REFUSING:
+            elsewhere = await self._elsewhere(prepared, f"the upstream answered {reply.status}", reply.status)
+            if elsewhere is not None:
+                return elsewhere
+        return await self._shorter(prepared, reply) if may_retry else None
+
+    async def _elsewhere(self, prepared: Prepared, reason: str, status: int | None) -> Again | None:
+        """The request for the fallback of its upstream, planned anew: another model has another window."""
+        way = self._parts.upstreams.instead(self._way, self._exchange, self._question, self._dialect)
+        if way is None:
+            return None
+        caller = replace(prepared.caller, upstream=way.upstream.base_url)
+        planned = await fail_open(self._parts, prepare(self._parts, caller, way, self._dialect), None)
+        if planned is None:
+            return None
+        log.warning("falling back", upstream=self._way.name, to=way.instead, reason=reason)
+        self._parts.metrics.fallbacks.labels(self._way.name, way.name).inc()
+        return Again(planned, way, reason, status, may_retry=True)
+
+    async def _shorter(self, prepared: Prepared, reply: Reply) -> Again | bytes:
         """For a refusal: the request once more and shorter, if it was too long; else the refusal's body, read."""
         refusal = await read_some(reply)
         text = decoded(refusal, header(reply.headers, b"content-encoding"))
@@ -226,10 +271,11 @@ class Conversation:
         if overflow is None:
             return refusal
         learn(self._parts, prepared, overflow)
-        planning = prepare(self._parts, prepared.caller, prepared.asked, self._body, self._dialect)
+        planning = prepare(self._parts, prepared.caller, self._way, self._dialect)
         again = await fail_open(self._parts, planning, None)
-        fits = again is not None and not again.is_untouched and again.body != prepared.body
-        return again if fits and again is not None else refusal
+        if again is None or again.is_untouched or again.body == prepared.body:
+            return refusal
+        return Again(again, self._way, "context_length_exceeded", 400, may_retry=False)
 
     async def _relay(self, prepared: Prepared, opening: Opening | None, reply: Reply, refusal: bytes | None) -> None:
         """Pass bytes on as they come; the terminal ones wait until the turn is safe."""
@@ -276,6 +322,8 @@ class Conversation:
             notes.append((b"x-infold-block-tokens", b"%d" % prepared.block_tokens))
         if prepared.saved_usd is not None:
             notes.append((b"x-infold-saved-usd", b"%.6f" % prepared.saved_usd))
+        if self._way.instead is not None:
+            notes.append((b"x-infold-fallback", self._way.instead.encode("ascii", "replace")))
         return notes
 
     async def _open(self, prepared: Prepared) -> Opening:
@@ -323,6 +371,9 @@ class Conversation:
             usage=heard.usage,
             record={
                 "status_code": code,
+                "upstream": self._way.name,
+                "model": prepared.asked.model,
+                "fallback": self._way.instead,
                 "error": heard.error,
                 "usage": heard.usage,
                 "finish_reasons": heard.finish_reasons,
@@ -337,6 +388,7 @@ class Conversation:
         """The request's one line, and its counters."""
         metrics = self._parts.metrics
         metrics.requests.labels(prepared.mode, f"{reply.status // 100}xx").inc()
+        metrics.upstreams.labels(self._way.name, f"{reply.status // 100}xx").inc()
         if prepared.asked_tokens is not None:
             metrics.tokens.labels("asked").inc(prepared.asked_tokens)
             metrics.tokens.labels("forwarded").inc(prepared.forwarded_tokens or 0)
@@ -351,6 +403,7 @@ class Conversation:
             turn=prepared.turn_id,
             model=prepared.asked.model,
             mode=prepared.mode,
+            upstream=self._way.name,
             status=reply.status,
             asked_tokens=prepared.asked_tokens,
             forwarded_tokens=prepared.forwarded_tokens,
@@ -385,14 +438,6 @@ async def read_some(reply: Reply) -> bytes:
         if size > ERROR_BYTES:
             break
     return b"".join(parts)
-
-
-def lent(parts: Parts, headers: Headers) -> Headers:
-    """The operator's key for a local client that has none of its own."""
-    key = parts.config.openai_api_key
-    if key is None or not parts.config.is_loopback or any(name in KEY_HEADERS for name, _ in headers):
-        return headers
-    return [*headers, (b"authorization", b"Bearer " + key.get_secret_value().encode())]
 
 
 def learn(parts: Parts, prepared: Prepared, overflow: Overflow) -> None:

@@ -114,6 +114,27 @@ def web(fd: Annotated[int, typer.Option(help="An inherited listening socket.")])
     uvicorn.Server(server).run(sockets=[socket.socket(fileno=fd)])
 
 
+@cli.command(hidden=True)
+def providers(fd: Annotated[int, typer.Option(help="An inherited listening socket.")]) -> None:
+    """The process that translates for providers of other dialects; starts when the first request needs it."""
+    import uvicorn
+
+    server = uvicorn.Config(
+        "proxy.providers:Providers",
+        factory=True,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        log_level="warning",
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=2,
+    )
+    uvicorn.Server(server).run(sockets=[socket.socket(fileno=fd)])
+
+
 @cli.command()
 def worker(config: Annotated[Path | None, typer.Option(help="Settings file.")] = None) -> None:
     """Run background jobs alone: embeddings and tidying. `infold serve` starts one by itself."""

@@ -14,7 +14,16 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import platformdirs
 import yaml
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -28,9 +37,17 @@ from memory.errors import InvalidRequest
 from memory.models import ModelOverride
 from memory.nouns import MemoryApproach
 from memory.settings import EMBEDDERS, Compression, Hygiene, Recall, Settings, Summaries, Work, names_embedder
+from proxy.destinations import (
+    ANTHROPIC_URL,
+    OPENAI_URL,
+    PROVIDER_KEYS,
+    UpstreamSection,
+    checked_url,
+    problems,
+    wanted_variables,
+)
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
-OPENAI_URL = "https://api.openai.com/v1"
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -115,6 +132,8 @@ class Config(BaseSettings):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8808
     upstream: str = OPENAI_URL
+    anthropic_upstream: str | None = None
+    upstreams: Mapping[str, UpstreamSection] = {}
     data_dir: Path = Path(platformdirs.user_data_dir("infold"))
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     job_worker: bool = True
@@ -137,6 +156,7 @@ class Config(BaseSettings):
     use_lora_finetuning: bool = False
 
     embed_socket: Path | None = None  # set by the parent process for its children: where the job worker embeds
+    providers_socket: Path | None = None  # likewise: where litellm listens
     supervised: bool = False  # likewise: somebody else runs the database and the job worker
 
     database_url: SecretStr | None = Field(
@@ -145,12 +165,16 @@ class Config(BaseSettings):
     openai_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("OPENAI_API_KEY", "openai_api_key"))
     pepper: SecretStr | None = None
 
-    @field_validator("upstream")
+    _named: dict[str, SecretStr] = PrivateAttr(default_factory=dict)  # variables that upstreams may need
+
+    def model_post_init(self, context: Any) -> None:
+        known, wanted = variables(getattr(type(self), "names_file", None)), wanted_variables(self.upstreams)
+        self._named.update((name, SecretStr(known[name])) for name in wanted if name in known)
+
+    @field_validator("upstream", "anthropic_upstream")
     @classmethod
-    def is_url(cls, value: str) -> str:
-        if not value.startswith(("http://", "https://")):
-            raise ValueError("must be a URL that begins with http:// or https://")
-        return value.rstrip("/")
+    def is_url(cls, value: str | None) -> str | None:
+        return checked_url(value)
 
     @field_validator("database_url")
     @classmethod
@@ -194,6 +218,30 @@ class Config(BaseSettings):
         return self.host in LOOPBACK
 
     @property
+    def messages_upstream(self) -> str:
+        """Where Anthropic's paths go that no entry of `upstreams` claims."""
+        return self.anthropic_upstream or (ANTHROPIC_URL if self.upstream == OPENAI_URL else self.upstream)
+
+    def secret(self, variable: str | None) -> SecretStr | None:
+        """What a variable that `upstreams` names says."""
+        return self._named.get(variable) if variable is not None else None
+
+    @property
+    def named(self) -> dict[str, str]:
+        return {name: secret.get_secret_value() for name, secret in self._named.items()}
+
+    @property
+    def free_providers(self) -> dict[str, SecretStr]:
+        """Providers that `<provider>/<model>` finds by itself, with the operator's key.
+
+        Only before OpenAI's own API, where such a name is nobody's model, and only on loopback: nobody checks who asks.
+        """
+        if self.upstream != OPENAI_URL or not self.is_loopback:
+            return {}
+        keys = {provider: self._named.get(variable) for provider, variable in PROVIDER_KEYS.items()}
+        return {provider: key for provider, key in keys.items() if key is not None and provider != "openai"}
+
+    @property
     def settings(self) -> Settings:
         hygiene = self.hygiene.model_dump(exclude={"chat_hygiene_interval"})
         return Settings(
@@ -210,7 +258,9 @@ class Config(BaseSettings):
         return {name: ModelOverride(**section.model_dump()) for name, section in self.models.items()}
 
 
-def child_environment(config: Config, dsn: str | None, embed_socket: Path) -> dict[str, str]:
+def child_environment(
+    config: Config, dsn: str | None, embed_socket: Path, providers_socket: Path | None = None
+) -> dict[str, str]:
     """The environment for a child process: ours, with all settings as they stand now."""
     settings = config.model_dump(mode="json", exclude_none=True, exclude=set(SECRETS))
     named = {
@@ -220,15 +270,30 @@ def child_environment(config: Config, dsn: str | None, embed_socket: Path) -> di
     secrets = {"INFOLD_PEPPER": config.pepper, "OPENAI_API_KEY": config.openai_api_key}
     shown = {name: secret.get_secret_value() for name, secret in secrets.items() if secret is not None}
     url = dsn or (config.database_url.get_secret_value() if config.database_url else "")
+    sockets = {"INFOLD_PROVIDERS_SOCKET": str(providers_socket)} if providers_socket is not None else {}
     return {
         **os.environ,
         **named,
         **shown,
         "INFOLD_DATABASE_URL": url,
         "INFOLD_EMBED_SOCKET": str(embed_socket),
+        **sockets,
         "INFOLD_SUPERVISED": "true",
         **NO_TELEMETRY,
     }
+
+
+# What a process that runs litellm may see of ours. litellm takes keys from the environment by itself, so it sees none.
+HARMLESS = re.compile(
+    r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|PYTHON\w*|VIRTUAL_ENV|LD_LIBRARY_PATH"
+    r"|(?:HTTPS?|NO|ALL)_PROXY|(?:https?|no|all)_proxy"
+)
+
+
+def bare_environment() -> dict[str, str]:
+    """The environment for a child process that is told all it needs request by request."""
+    harmless = {name: value for name, value in os.environ.items() if HARMLESS.fullmatch(name)}
+    return {**harmless, **NO_TELEMETRY, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_MODE": "PRODUCTION"}
 
 
 # ONNX Runtime 1.32 writes usage data into the temporary folder and knows an address to send it to.
@@ -273,11 +338,14 @@ def load(path: Path | None = None, env_file: Path = ENV_FILE, **given: Any) -> C
         names_file: ClassVar[Path] = env_file
 
     try:
-        return FromFile(**{name: value for name, value in given.items() if value is not None})
+        config = FromFile(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise ConfigError("\n".join(told(problem) for problem in error.errors())) from None
     except InvalidRequest as error:
         raise ConfigError(str(error)) from None
+    if wrong := list(problems(config.upstreams, config.named)):
+        raise ConfigError("\n".join(wrong))
+    return config
 
 
 def check_file(file: Path) -> None:
@@ -298,6 +366,8 @@ def told(problem: Mapping[str, Any]) -> str:
     """A sentence about a wrong setting, with the nearest known name where the name is unknown."""
     where = [str(part) for part in problem["loc"]]
     name = ".".join(where)
+    if problem["type"] == "missing":
+        return f"{name} is missing"
     if problem["type"] != "extra_forbidden":
         got = "" if name.lower().removeprefix("infold_") in SECRETS else f", got {problem['input']!r}"
         return f"{name} {must_be(problem)}{got}"
@@ -334,5 +404,6 @@ def check_environment(names: Iterable[str]) -> None:
 def known_names(path: Sequence[str]) -> list[str]:
     if not path:
         return list(Config.model_fields)
-    section = ModelSection if path[0] == "models" else SECTIONS.get(path[0])
+    named: Mapping[str, type[BaseModel]] = {"models": ModelSection, "upstreams": UpstreamSection}
+    section = SECTIONS.get(path[0]) or named.get(path[0])
     return list(section.model_fields) if section else []

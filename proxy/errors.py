@@ -176,6 +176,8 @@ def _anthropic_type(status: int) -> str:
         403: "permission_error",
         404: "not_found_error",
         413: "request_too_large",
+        429: "rate_limit_error",
         504: "timeout_error",
+        529: "overloaded_error",
     }
     return names.get(status, "invalid_request_error" if status < 500 else "api_error")

@@ -5,7 +5,9 @@ which let their streams finish, then the job worker, then the database. Where jo
 is taken by a process that only embeds, or by none.
 """
 
+import asyncio
 import ctypes
+import select
 import signal
 import socket
 import subprocess
@@ -21,13 +23,14 @@ import structlog
 
 from memory.errors import StoreError
 from memory.postgres import EmbeddedPostgres, attach, start
-from proxy.config import Config, child_environment
+from proxy.config import Config, bare_environment, child_environment
 
 log = structlog.get_logger()
 
 POLL_SECONDS = 0.1
 RESTART_SECONDS = 0.5  # between a death and the next start of the same child
 DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+PROVIDERS_SOCKET = "providers.sock"
 
 
 @asynccontextmanager
@@ -62,6 +65,28 @@ async def job_worker(config: Config, dsn: str) -> AsyncIterator[Config]:
             yield config.model_copy(update={"embed_socket": path})
         finally:
             worker.stop(5)
+
+
+@asynccontextmanager
+async def providers(config: Config) -> AsyncIterator[Config]:
+    """litellm's process beside a web process that nobody supervises, once somebody asks for it; gives the settings
+    with the way to it."""
+    if config.providers_socket is not None:
+        yield config
+        return
+    with private_folder() as folder, on_demand(folder / PROVIDERS_SOCKET) as waiting:
+        task = asyncio.create_task(tend(waiting))
+        try:
+            yield config.model_copy(update={"providers_socket": folder / PROVIDERS_SOCKET})
+        finally:
+            task.cancel()
+            waiting.child.stop(5)
+
+
+async def tend(waiting: "OnDemand") -> None:
+    while True:
+        waiting.tend()
+        await asyncio.sleep(POLL_SECONDS)
 
 
 def beside_web(config: Config) -> str | None:
@@ -114,6 +139,36 @@ class Child:
             self.process.wait()
 
 
+@dataclass(slots=True)
+class OnDemand:
+    """A child that starts when somebody connects to its socket, and again after a death when somebody does.
+
+    We hold the socket and never read from it, so whoever connects waits until the child does.
+    """
+
+    child: Child
+    listener: socket.socket
+
+    def tend(self) -> None:
+        process = self.child.process
+        if process is not None and process.poll() is None:
+            return
+        if select.select([self.listener], [], [], 0)[0]:
+            log.info("starting", child=self.child.name)
+            self.child.start() if process is None else self.child.revive()
+
+
+@contextmanager
+def on_demand(path: Path) -> Iterator[OnDemand]:
+    """litellm's process, not started yet: it takes seconds and 200 MB, and few need it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(path))
+        listener.listen(1024)
+        listener.set_inheritable(True)
+        number = listener.fileno()
+        yield OnDemand(Child("providers", ["providers", "--fd", str(number)], bare_environment(), [number]), listener)
+
+
 def dies_with_parent() -> Callable[[], None]:
     prctl = ctypes.CDLL(None).prctl  # looked up before the fork
 
@@ -144,7 +199,10 @@ class Household:
             listener = stack.enter_context(listening(self._config.host, self._config.port))
             server = self._database(stack)
             dsn = server.address.dsn if server else None
-            web, beside = self._children(dsn, listener, stack.enter_context(private_folder()))
+            sockets = stack.enter_context(private_folder())
+            waiting = stack.enter_context(on_demand(sockets / PROVIDERS_SOCKET))
+            stack.callback(waiting.child.stop, 5)  # the web workers, whose streams come from it, end before
+            web, beside = self._children(dsn, listener, sockets)
             for child in (*web, *beside):
                 child.start()
             ready(address(listener))
@@ -153,6 +211,7 @@ class Household:
                 server = self._revive_database(server)
                 for child in (*web, *beside):
                     child.revive()
+                waiting.tend()
             log.info("stopping", note="running streams finish first; another Ctrl-C cuts them")
             self._end(web, beside, listener, server)
 
@@ -167,7 +226,7 @@ class Household:
         self, dsn: str | None, listener: socket.socket, sockets: Path
     ) -> tuple[Sequence[Child], Sequence[Child]]:
         """The web workers, and what runs beside them."""
-        environment = child_environment(self._config, dsn, sockets / "embed.sock")
+        environment = child_environment(self._config, dsn, sockets / "embed.sock", sockets / PROVIDERS_SOCKET)
         web = [
             Child(f"web {n + 1}", ["web", "--fd", str(listener.fileno())], environment, [listener.fileno()])
             for n in range(self._config.workers)

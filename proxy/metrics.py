@@ -32,6 +32,12 @@ class Metrics(Meter):
         counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
         histogram = partial(Histogram, registry=self.registry)
         self.requests = counter("infold_requests", "Managed requests, by mode and status class.", ["mode", "status"])
+        self.upstreams = counter(
+            "infold_upstream_answers",
+            "Answers to managed requests, by upstream and status class.",
+            ["upstream", "status"],
+        )
+        self.fallbacks = counter("infold_fallbacks", "Managed requests that went to a fallback.", ["upstream", "to"])
         self.tokens = counter("infold_prompt_tokens", "Prompt tokens: asked by clients, forwarded upstream.", ["side"])
         self.block_tokens = counter("infold_block_tokens", "Prompt tokens of re-injected blocks.")
         self.rollovers = counter("infold_rollovers", "Rollovers made.")

@@ -21,18 +21,19 @@ async def relay(
     body: bytes | None = None,
     notes: Headers = (),
     headers: Headers | None = None,
+    query: bytes | None = None,
 ) -> None:
     """Pass a request on and its answer back, byte for byte, as they come.
 
     Args:
         body: the request body where somebody has read it already; None: it is still with the client.
         notes: headers of ours (`x-infold-*`) that join the upstream's.
-        headers: of the request, where they differ from the client's own.
+        headers, query: of the request, where they differ from the client's own.
 
     A cut answer stays cut: we return without the end, and the server closes the client's connection. An upstream
     that cannot be reached is a 502 of ours.
     """
-    work = _pass_through(upstream, exchange, body, notes, headers)
+    work = _pass_through(upstream, exchange, body, notes, headers, query)
     await answer_errors(exchange, while_client_stays(exchange, work), notes)
 
 
@@ -50,12 +51,18 @@ async def answer_errors(exchange: Exchange, work: Awaitable[None], notes: Header
 
 
 async def _pass_through(
-    upstream: Upstream, exchange: Exchange, body: bytes | None, notes: Headers, headers: Headers | None
+    upstream: Upstream,
+    exchange: Exchange,
+    body: bytes | None,
+    notes: Headers,
+    headers: Headers | None,
+    query: bytes | None,
 ) -> None:
     exchange.check()
     sending = body if body is not None else await _body(exchange)
     given = exchange.headers if headers is None else headers
-    async with upstream.send(exchange.method, exchange.path, exchange.query, given, sending) as reply:
+    asked = exchange.query if query is None else query
+    async with upstream.send(exchange.method, exchange.path, asked, given, sending) as reply:
         await pass_on(reply, exchange, notes)
 
 

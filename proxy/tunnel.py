@@ -11,7 +11,6 @@ server without it a handshake is relayed as the plain request it is without `Upg
 
 import asyncio
 import time
-from urllib.parse import urlsplit
 
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -28,7 +27,6 @@ EXTENSION = "infold.connection"
 TO_CLIENT_SECONDS = 30.0  # a slow client may take so long for the last bytes of a connection that has ended
 TO_UPSTREAM_SECONDS = 0.5
 QUIET_SECONDS = 2.0  # when the process stops, a tunnel goes on until nothing has passed for so long
-LOCAL_PAGES = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
 class Connections(HttpToolsProtocol):
@@ -57,23 +55,6 @@ def connection_of(scope: Scope) -> Connections | None:
     """The client's connection, where the request is a handshake for a WebSocket."""
     connection: Connections | None = (scope.get("extensions") or {}).get(EXTENSION)
     return connection
-
-
-def from_a_foreign_page(headers: Headers) -> bool:
-    """Whether a browser asks for a page that is not of this machine.
-
-    Browsers let any page open a WebSocket to anywhere and read what comes, and tell its origin. So the operator's key
-    is not lent to such a request.
-    """
-    origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
-    return any(_host_of(origin) not in LOCAL_PAGES for origin in origins)
-
-
-def _host_of(origin: str) -> str | None:
-    try:
-        return urlsplit(origin).hostname
-    except ValueError:  # brackets that do not close
-        return None
 
 
 async def tunnel(upstream: Upstream, exchange: Exchange, connection: Connections, headers: Headers) -> None:

@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from types import TracebackType
+from urllib.parse import unquote_to_bytes
 from weakref import WeakSet
 
 import aiohttp
@@ -86,41 +87,60 @@ class Upstream:
     """One provider, and the connections to it. Belongs to one event loop, from the first request on."""
 
     def __init__(
-        self, base_url: str, *, connect_timeout_seconds: float = 10, silence_timeout_seconds: float = 900
+        self,
+        base_url: str,
+        *,
+        connect_timeout_seconds: float = 10,
+        silence_timeout_seconds: float = 900,
+        socket_path: str | None = None,
+        sets_cookies: bool = True,
     ) -> None:
         """
         Args:
-            base_url: scheme, host, and perhaps a port and a path; nothing else.
+            base_url: scheme, host, and perhaps a port, a path and a query; nothing else.
+            socket_path: of a unix socket that is asked instead of the host.
+            sets_cookies: False: cookies in its answers stay here.
             connect_timeout_seconds: for name resolution, connection and TLS together.
             silence_timeout_seconds: the longest time without a byte from the upstream, before or within its answer.
 
         Raises:
-            ValueError: the URL is not http or https, names no host, or holds a user, a query or a fragment.
+            ValueError: the URL is not http or https, names no host, or holds a user or a fragment.
         """
         url = _checked(base_url)
         self.base_url = base_url
         self._url = url
         self._origin = str(url.origin())
         self._path = url.raw_path.rstrip("/").encode("ascii")
+        self._query = url.raw_query_string.encode("ascii")
+        self._socket_path = socket_path
+        self._kept_back = HOP_BY_HOP if sets_cookies else HOP_BY_HOP | {b"set-cookie"}
         self._host = (url.host_port_subcomponent or "").encode("ascii")
         self._connect_timeout_seconds = connect_timeout_seconds
         self._silence_timeout_seconds = silence_timeout_seconds
-        self._connector: aiohttp.TCPConnector | None = None
+        self._connector: aiohttp.BaseConnector | None = None
         self._destination: ClientRequest | None = None
         self._used: WeakSet[ResponseHandler] = WeakSet()  # connections that have answered before
 
     def __repr__(self) -> str:
         return f"<Upstream {self.base_url}>"
 
+    @property
+    def is_remote(self) -> bool:
+        """False: a process of ours."""
+        return self._socket_path is None
+
     def url_for(self, raw_path: bytes, query: bytes) -> str:
         """Where a client's path goes. Percent-encoding stays byte for byte.
 
         If the upstream's URL has a path, it replaces the client's leading `/v1`; if not, the client's path stays.
+        A query of its own comes first, and the client's parameters of the same names do not go.
 
         >>> Upstream("https://api.example/openai/v1").url_for(b"/v1/models/a%2Fb", b"limit=2")
         'https://api.example/openai/v1/models/a%2Fb?limit=2'
         >>> Upstream("http://localhost:8000").url_for(b"/v1/models", b"")
         'http://localhost:8000/v1/models'
+        >>> Upstream("https://a.example/d/x?api-version=9").url_for(b"/v1/models", b"api-version=1&limit=2")
+        'https://a.example/d/x/models?api-version=9&limit=2'
         """
         return self._origin + self._target(raw_path, query).decode("latin-1")
 
@@ -129,6 +149,8 @@ class Upstream:
         if self._path:
             rest = path[3:] if path == b"/v1" or path.startswith(b"/v1/") else path
             path = self._path + rest
+        if self._query:
+            query = b"&".join((self._query, *without_names(query, names_in(self._query))))
         return b"%b?%b" % (path, query) if query else path
 
     def send(
@@ -167,7 +189,7 @@ class Upstream:
     async def _connect(self) -> Connection:
         if self._connector is None or self._destination is None:
             loop = asyncio.get_running_loop()
-            self._connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS, socket_factory=_socket)
+            self._connector = self._new_connector()
             self._destination = ClientRequest("GET", self._url, loop=loop)
         timeout = aiohttp.ClientTimeout(connect=self._connect_timeout_seconds)
         try:
@@ -181,6 +203,11 @@ class Upstream:
         if protocol not in self._used and protocol is not None and protocol.closed is not None:
             protocol.closed.add_done_callback(_heed)
         return connection
+
+    def _new_connector(self) -> aiohttp.BaseConnector:
+        if self._socket_path is not None:
+            return aiohttp.UnixConnector(self._socket_path, limit=0, keepalive_timeout=IDLE_SECONDS)
+        return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS, socket_factory=_socket)
 
     def _advice(self, what: str, why: str) -> str:
         return f"The upstream {self._origin} {what}: {why}. Check the upstream's URL and that it is running."
@@ -329,7 +356,7 @@ class Sending:
             raise Unreachable(advice("gave no answer", _told(error)), sent=sent) from error
         except FAILURES as error:
             raise Unreachable(advice("gave no answer", _told(error)), sent=True) from error
-        headers = tuple(forwardable(message.raw_headers, drop=HOP_BY_HOP))
+        headers = tuple(forwardable(message.raw_headers, drop=self._upstream._kept_back))
         expected = 200 <= message.code < 600 or (message.code == 101 and self._upgrades)
         if not expected or FORBIDDEN.search(b"".join(value for _, value in headers)):
             raise Unreachable(advice("gave no answer", "what it sent is not HTTP"), sent=True)
@@ -430,9 +457,19 @@ def _checked(base_url: str) -> URL:
     url = URL(base_url)
     if url.scheme not in ("http", "https") or not url.host:
         raise ValueError(f"The upstream must be an http or https URL, got {base_url!r}.")
-    if url.user or url.password or url.raw_query_string or url.raw_fragment:
-        raise ValueError("The upstream URL takes a host and a path only: no user, query or fragment.")
+    if url.user or url.password or url.raw_fragment:
+        raise ValueError("The upstream URL takes a host, a path and a query only: no user, no fragment.")
     return url
+
+
+def names_in(query: bytes) -> frozenset[bytes]:
+    """The names of a query's parameters, in lower case."""
+    return frozenset(unquote_to_bytes(part.partition(b"=")[0]).lower() for part in query.split(b"&"))
+
+
+def without_names(query: bytes, names: frozenset[bytes]) -> list[bytes]:
+    """A query's parameters, byte for byte, but for those of certain names."""
+    return [part for part in query.split(b"&") if part and not names_in(part) & names]
 
 
 def _told(error: BaseException) -> str:

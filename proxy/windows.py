@@ -24,18 +24,18 @@ def client_without_cookies() -> httpx.AsyncClient:
 
 
 class Windows:
-    def __init__(self, models: ModelTable, upstream: Upstream, client: httpx.AsyncClient) -> None:
+    def __init__(self, models: ModelTable, client: httpx.AsyncClient) -> None:
         self._models = models
-        self._upstream = upstream
         self._client = client
 
-    def wants(self, model: str) -> bool:
-        """Is this model's window unknown, and has nobody asked within the hour?"""
-        return self._models.wants_learning(model, self._upstream.base_url)
+    def wants(self, model: str, upstream: Upstream) -> bool:
+        """Is this model's window unknown there, does it list models, and has nobody asked within the hour?"""
+        return upstream.is_remote and self._models.wants_learning(model, upstream.base_url)
 
-    async def ask(self, headers: Headers) -> None:
-        """Learn every window that the upstream lists. What fails leaves the model a wire for an hour."""
-        url = self._upstream.url_for(b"/v1/models", b"")
+    async def ask(self, upstream: Upstream, headers: Headers) -> None:
+        """Learn every window that the upstream lists, as whom `headers` name. What fails leaves the model a wire
+        for an hour."""
+        url = upstream.url_for(b"/v1/models", b"")
         identity = [(name, value) for name, value in headers if name in IDENTITY]
         try:
             reply = await self._client.get(url, headers=identity, timeout=ASKING_SECONDS)
@@ -43,4 +43,4 @@ class Windows:
             log.info("models not listed", reason=f"{type(error).__name__}: {error}")
             return
         for name, window in windows_in_models_reply(reply.content).items():
-            self._models.learn(name, self._upstream.base_url, window)
+            self._models.learn(name, upstream.base_url, window)

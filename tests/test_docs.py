@@ -22,8 +22,11 @@ from starlette.routing import Match
 from proxy.app import admin
 from proxy.cli import cli
 from proxy.commands.table import COMMANDS as COMMANDS_OF_MEMORY
+from proxy.config import load
+from proxy.destinations import OPENAI_URL, UpstreamSection
 from proxy.metrics import Metrics
 from proxy.rest.table import ENDPOINTS
+from proxy.upstreams import Upstreams
 
 TOP = Path(__file__).parent.parent
 PAGES = (
@@ -37,11 +40,14 @@ PAGES = (
     "docs/decisions.md",
     "docs/deploy.md",
     "docs/operations.md",
+    "docs/providers.md",
     "docs/rest.md",
 )
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"(<!-- metrics -->\n).*?(<!-- /metrics -->)", re.DOTALL)
 OPERATIONS = TOP / "docs" / "operations.md"
+KEYS = re.compile(r"(<!-- upstreams -->\n).*?(<!-- /upstreams -->)", re.DOTALL)
+CONFIGURATION = TOP / "docs" / "configuration.md"
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -205,6 +211,38 @@ def test_the_metrics_table_is_what_a_running_proxy_shows(proxy: object) -> None:
     assert told == {name: kind for name, kind in shown.items() if not name.endswith("_created")}
 
 
+def keys_table() -> str:
+    """Every key of an upstream as a row."""
+    rows = ["| key | default | says |", "|---|---|---|"]
+    for name, field in UpstreamSection.model_fields.items():
+        default = "" if field.is_required() or field.default is None else f"`{field.default}`"
+        rows.append(f"| `{name}` | {default} | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+def with_keys(text: str) -> str:
+    return KEYS.sub(lambda found: found[1] + keys_table() + found[2], text)
+
+
+def test_the_table_of_upstreams_keys_is_that_of_the_code() -> None:
+    text = CONFIGURATION.read_text()
+    assert text == with_keys(text), "run `python tests/test_docs.py --write`"
+    assert text.count("| `api_key_env` |") == 1
+
+
+@pytest.mark.parametrize("text", blocks("docs/providers.md", "yaml"))
+def test_every_snippet_for_a_provider_is_a_settings_file(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in [*re.findall(r"\b[A-Z]+_[A-Z_]+\b", text), "OPENAI_API_KEY"]:
+        monkeypatch.setenv(name, "set")
+    (tmp_path / "proxy.yaml").write_text(text)
+    config = load(tmp_path / "proxy.yaml")
+    assert config.upstreams or config.upstream != OPENAI_URL
+    Upstreams(config)
+
+
 def test_the_headers_in_the_readme_are_those_we_send() -> None:
     sources = "".join(path.read_text() for path in (TOP / "proxy").glob("*.py"))
     sent = set(re.findall(r'b"(x-infold-[a-z-]+)"', sources)) - {"x-infold-", "x-infold-memory"}
@@ -221,3 +259,4 @@ def test_python_in_the_docs_parses() -> None:
 
 if __name__ == "__main__" and "--write" in sys.argv:
     OPERATIONS.write_text(with_table(OPERATIONS.read_text()))
+    CONFIGURATION.write_text(with_keys(CONFIGURATION.read_text()))

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from proxy.config import SECRETS, CompressionSection, Config, ModelSection, RecallSection
+from proxy.destinations import UpstreamSection
 
 TOP = Path(__file__).parent.parent
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())
@@ -130,7 +131,7 @@ def test_the_wheel_has_every_file_of_both_packages_and_no_other(wheel: set[str])
 
 # proxy.yaml: prose is `# text`, a setting is `#name: default` or `#  name: default` inside a section.
 
-INTERNAL = {"embed_socket", "supervised"}  # the parent process sets them for its children
+INTERNAL = {"embed_socket", "providers_socket", "supervised"}  # the parent process sets them for its children
 
 
 def uncommented() -> str:
@@ -155,11 +156,15 @@ def test_proxy_yaml_names_every_setting_and_no_other(written: dict[str, Any]) ->
     (example,) = written["models"].values()
     assert example.keys() == ModelSection.model_fields.keys()
     ModelSection(**example)
+    entries = written["upstreams"].values()
+    assert {key for entry in entries for key in entry} == UpstreamSection.model_fields.keys()
+    for entry in entries:
+        UpstreamSection(**entry)
 
 
 def test_proxy_yaml_tells_the_defaults(written: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
-    said = {name: value for name, value in written.items() if name not in ("models", "data_dir")}
+    said = {name: value for name, value in written.items() if name not in ("models", "upstreams", "data_dir")}
     defaults = {name: Config.model_fields[name].default for name in said}
     plain = {name: v.model_dump() if hasattr(v, "model_dump") else v for name, v in defaults.items()}
     assert said == plain

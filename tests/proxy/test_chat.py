@@ -270,7 +270,9 @@ async def test_the_window_of_an_unknown_model_is_asked_of_the_upstream_once_with
     provider.models = json.dumps({"data": [{"id": "mystery", "max_model_len": 8192}]}).encode()
     await post(proxy, [user("hi")], model="mystery")
     await until(lambda: bool(provider.asked_models))
-    await until(lambda: proxy.parts.memory.models.find("mystery", proxy.parts.upstream.base_url).window == 8192)
+    await until(
+        lambda: proxy.parts.memory.models.find("mystery", proxy.parts.upstreams.default.base_url).window == 8192
+    )
     got = await post(proxy, [*history(), user("and so?")], model="mystery")
 
     assert (got.status, note(got, "mode")) == (200, "folded")

@@ -9,13 +9,14 @@ import yaml
 
 from memory.environment import NAMES
 from memory.settings import Settings
-from proxy.config import Config, ConfigError, ModelSection, child_environment, load
+from proxy.config import Config, ConfigError, ModelSection, bare_environment, child_environment, load
+from proxy.destinations import PROVIDER_KEYS, UpstreamSection
 
 
 @pytest.fixture(autouse=True)
 def no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.startswith("INFOLD_") or name in NAMES:
+        if name.startswith("INFOLD_") or name in NAMES or name in PROVIDER_KEYS.values():
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
@@ -223,15 +224,17 @@ def test_a_child_process_reads_the_same_settings(file, monkeypatch, tmp_path):
 
 
 SHIPPED = Path(__file__).parents[2] / "proxy.yaml"
-HIDDEN = {"embed_socket", "supervised", "database_url", "openai_api_key", "pepper"}
+HIDDEN = {"embed_socket", "providers_socket", "supervised", "database_url", "openai_api_key", "pepper"}
 
 
 def test_the_shipped_file_changes_nothing():
     assert load(SHIPPED).model_dump() == load().model_dump()
 
 
-def test_the_shipped_file_names_every_setting_with_its_default(tmp_path):
+def test_the_shipped_file_names_every_setting_with_its_default(tmp_path, monkeypatch):
     """With the first # taken away from every line that is a setting."""
+    monkeypatch.setenv("AZURE_API_KEY", "a")
+    monkeypatch.setenv("GEMINI_API_KEY", "g")
     lines = [line[1:] for line in SHIPPED.read_text().splitlines() if re.match(r"#(  )*[a-z_-]+:", line)]
     (tmp_path / "all.yaml").write_text("\n".join(lines))
     content = yaml.safe_load((tmp_path / "all.yaml").read_text())
@@ -239,7 +242,10 @@ def test_the_shipped_file_names_every_setting_with_its_default(tmp_path):
 
     assert set(content) == set(Config.model_fields) - HIDDEN
     assert set(content["models"]["my-local-model"]) == set(ModelSection.model_fields)
-    told = HIDDEN | {"models", "data_dir"}  # the one is an example, the other depends on who reads it
+    examples = content["upstreams"].values()
+    assert {key for example in examples for key in example} == set(UpstreamSection.model_fields)
+    assert list(config.upstreams) == ["my-azure", "my-provider"]
+    told = HIDDEN | {"models", "upstreams", "data_dir"}  # two are examples, the other depends on who reads it
     assert config.model_dump(exclude=told) == load().model_dump(exclude=told)
 
 
@@ -327,3 +333,118 @@ def test_settings_of_stored_items_are_checked(file, text, words):
         load(file(text))
     for word in words:
         assert word in str(caught.value)
+
+
+# Upstreams
+
+
+UPSTREAMS = """
+upstreams:
+  claude: {url: https://api.anthropic.com, models: ["claude-*"], api_key_env: ANTHROPIC_API_KEY}
+  bedrock:
+    provider: bedrock
+    models: ["bedrock/*"]
+    options: {aws_region_name: us-east-1}
+    options_env: {aws_secret_access_key: MY_AWS_SECRET}
+    fallback: claude/claude-sonnet-4-5
+"""
+
+
+def test_upstreams_keep_their_order_and_find_their_keys_in_the_environment(file, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "s3cret-a")
+    monkeypatch.setenv("MY_AWS_SECRET", "s3cret-b")
+    monkeypatch.setenv("UNRELATED", "s3cret-c")
+    config = load(file(UPSTREAMS))
+    assert list(config.upstreams) == ["claude", "bedrock"]
+    assert config.secret("ANTHROPIC_API_KEY").get_secret_value() == "s3cret-a"
+    assert config.secret("MY_AWS_SECRET").get_secret_value() == "s3cret-b"
+    assert config.secret("UNRELATED") is None
+    assert "s3cret" not in repr(config) + str(config.model_dump(mode="json"))
+
+
+def test_a_key_may_stand_in_the_env_file(file, tmp_path):
+    (tmp_path / ".env").write_text("ANTHROPIC_API_KEY=a\nMY_AWS_SECRET=b\n")
+    assert load(file(UPSTREAMS)).secret("MY_AWS_SECRET").get_secret_value() == "b"
+
+
+def test_a_child_process_has_the_same_upstreams(file, monkeypatch, tmp_path):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "a")
+    monkeypatch.setenv("MY_AWS_SECRET", "b")
+    parent = load(file(UPSTREAMS))
+    for name, value in child_environment(parent, None, tmp_path / "e", tmp_path / "p").items():
+        monkeypatch.setenv(name, value)
+    child = load()
+    assert child.providers_socket == tmp_path / "p"
+    assert dict(child.upstreams) == dict(parent.upstreams)
+    assert list(child.upstreams) == list(parent.upstreams)
+    assert child.secret("MY_AWS_SECRET") == parent.secret("MY_AWS_SECRET")
+
+
+def test_a_process_that_runs_litellm_sees_no_keys(monkeypatch):
+    """litellm takes them from the environment by itself, and reads `.env` unless it is told not to."""
+    for name in ("ANTHROPIC_API_KEY", "AWS_SECRET_ACCESS_KEY", "INFOLD_PEPPER", "DATABASE_URL", "MY_TOKEN"):
+        monkeypatch.setenv(name, "s3cret")
+    environment = bare_environment()
+    assert "s3cret" not in environment.values()
+    assert (environment["LITELLM_MODE"], environment["LITELLM_LOCAL_MODEL_COST_MAP"]) == ("PRODUCTION", "True")
+    assert environment["PATH"] == os.environ["PATH"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("{url: http://h, models: [m], modle: x}", ["unknown setting `upstreams.a.modle`", "`model"]),
+        ("{url: h/v1, models: [m]}", ["upstreams.a.url must be a URL", "http://", "'h/v1'"]),
+        ("{url: 'http://u:p@h', models: [m]}", ["upstreams.a.url", "api_key_env"]),
+        ("{url: http://h}", ["upstreams.a.models is missing"]),
+        ("{url: http://h, models: []}", ["upstreams.a.models"]),
+        ("{models: [m]}", ["upstreams.a needs `url`", "`provider`"]),
+        (
+            "{url: http://h, models: [m], api_key_env: NO_SUCH_KEY}",
+            ["upstreams.a.api_key_env", "NO_SUCH_KEY", "set it"],
+        ),
+        ("{url: http://h, models: [m], key_header: cookie}", ["upstreams.a.key_header", "'x-api-key'"]),
+        ("{url: http://h, models: [m], key_header: api-key}", ["upstreams.a.key_header", "api_key_env"]),
+        ("{url: http://h, models: [m], options: {x: 1}}", ["upstreams.a.options", "`provider`"]),
+        ("{provider: gemni, models: [m]}", ["upstreams.a.provider", "'gemni'", "`gemini`"]),
+        ("{provider: bedrock, models: [m], options: {aws_secret_access_key: x}}", ["may be a secret", "options_env"]),
+        ("{provider: bedrock, models: [m], options_env: {a: NOT_SET}}", ["upstreams.a.options_env.a", "NOT_SET"]),
+        ("{url: http://h, models: [m], fallback: b}", ["upstreams.a.fallback must be <upstream>/<model>"]),
+        ("{url: http://h, models: [m], fallback: a/x}", ["upstreams.a.fallback", "the same upstream"]),
+        ("{url: http://h, models: [m], fallback: geminy/x}", ["upstreams.a.fallback", "`gemini`"]),
+        ("{url: http://h, models: [m], fallback: gemini/x}", ["upstreams.a.fallback", "GEMINI_API_KEY"]),
+        (
+            "{url: http://h, models: [m]}\n  b: {url: http://h, models: [m]}",
+            ["upstreams.b.models", "upstreams.a", "'m'"],
+        ),
+        ("{url: http://h, models: [m]}\n  Default: {url: http://h, models: [n]}", ["upstreams.Default", "a-z"]),
+    ],
+)
+def test_a_wrong_upstream_is_told_with_its_field_and_the_fix(file, entry, words):
+    with pytest.raises(ConfigError) as caught:
+        load(file(f"upstreams:\n  a: {entry}\n"))
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "url"),
+    [
+        ("", "https://api.anthropic.com"),
+        ("upstream: http://mine/v1\n", "http://mine/v1"),
+        ("upstream: http://mine/v1\nanthropic_upstream: http://theirs\n", "http://theirs"),
+        ("anthropic_upstream: http://theirs\n", "http://theirs"),
+    ],
+)
+def test_anthropics_paths_go_to_anthropic_unless_somebody_says_otherwise(file, text, url):
+    assert load(file(text)).messages_upstream == url
+
+
+@pytest.mark.parametrize(
+    ("text", "free"),
+    [("", {"gemini"}), ("host: 0.0.0.0\n", set()), ("upstream: http://mine/v1\n", set())],
+)
+def test_a_provider_is_found_by_name_only_at_home_and_before_openai(file, monkeypatch, text, free):
+    monkeypatch.setenv("GEMINI_API_KEY", "g")
+    monkeypatch.setenv("OPENAI_API_KEY", "o")
+    assert set(load(file(text)).free_providers) == free

@@ -23,6 +23,7 @@ from proxy.config import Config
 from proxy.household import beside_web
 from tests.conversations import body_of, user
 from tests.owners import wait_until
+from tests.proxy.test_providers import speaking_anthropic
 from tests.scripted import ScriptedUpstream, sse
 
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
@@ -235,3 +236,46 @@ def test_the_embedder_alone_says_who_starts_it():
 def children(parent: int, command: str) -> list[int]:
     pids = [int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
     return [pid for pid in pids if command in Path(f"/proc/{pid}/cmdline").read_text().split("\0")]
+
+
+def test_a_provider_is_asked_by_a_process_that_starts_then_and_web_workers_stay_without_litellm(
+    dsn, tmp_path, monkeypatch
+):
+    with ScriptedUpstream(speaking_anthropic) as upstream:
+        claude = {"provider": "anthropic", "url": upstream.url, "models": ["claude-*"], "api_key_env": "KEY_OF_CLAUDE"}
+        plain = {"url": upstream.url, "models": ["plain"]}
+        monkeypatch.setenv("INFOLD_UPSTREAMS", json.dumps({"claude": claude, "plain": plain}))
+        monkeypatch.setenv("KEY_OF_CLAUDE", "SECRET-claude")
+        with serving("http://127.0.0.1:9", dsn, tmp_path) as (process, url):
+            until_ready(url)
+            assert not children(process.pid, "providers")
+            (web,) = children(process.pid, "web")
+            direct = body_of([user("hi")], "plain")  # a first conversation loads vocabulary and price map
+            httpx.post(f"{url}/v1/chat/completions", content=direct, headers=HEADERS, timeout=60).raise_for_status()
+            before = resident_mib(web)
+            for _ in range(2):
+                body = body_of([user("hi")], "claude-x")
+                got = httpx.post(f"{url}/v1/chat/completions", content=body, headers=HEADERS, timeout=60)
+                assert got.json()["choices"][0]["message"]["content"] == "Good morning."
+            (litellm,) = children(process.pid, "providers")
+            print(f"web {before:.0f} -> {resident_mib(web):.0f} MiB, litellm {resident_mib(litellm):.0f} MiB")
+            assert resident_mib(litellm) > 120
+            assert resident_mib(web) < before + 20
+            assert b"SECRET" not in Path(f"/proc/{litellm}/environ").read_bytes()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+            assert not Path(f"/proc/{litellm}").exists()
+    keys = [seen.header(b"x-api-key") for seen in upstream.requests if seen.method == "POST"]
+    assert keys == [None, b"SECRET-claude", b"SECRET-claude"]
+
+
+def until_ready(url: str) -> None:
+    while httpx.get(f"{url}/readyz", timeout=30).status_code != 200:
+        time.sleep(0.1)
+
+
+def resident_mib(number: int) -> float:
+    """How much memory a process has."""
+    told = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{number}/status").read_text())
+    assert told is not None
+    return int(told[1]) / 1024

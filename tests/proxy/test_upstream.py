@@ -58,7 +58,7 @@ def test_a_path_of_the_upstream_replaces_the_clients_v1(base_url, path, query, u
 
 
 @pytest.mark.parametrize(
-    "base_url", ["", "api.openai.com/v1", "ftp://h/v1", "http:///v1", "http://u:p@h/", "http://h/?a=b", "http://h/#a"]
+    "base_url", ["", "api.openai.com/v1", "ftp://h/v1", "http:///v1", "http://u:p@h/", "http://h/#a"]
 )
 def test_a_url_that_is_no_base_is_refused_at_the_start(base_url):
     with pytest.raises(ValueError, match="upstream"):

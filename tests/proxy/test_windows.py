@@ -12,9 +12,9 @@ async def test_a_cookie_that_was_set_for_one_key_does_not_go_with_another() -> N
     """The client that asks for the list of models kept a jar, shared by all tenants."""
     with ScriptedUpstream(SETTING) as upstream:
         async with client_without_cookies() as client:
-            windows = Windows(ModelTable({}), Upstream(upstream.url), client)
+            windows = Windows(ModelTable({}), client)
             for key in (b"Bearer sk-alice", b"Bearer sk-bob"):
-                await windows.ask([(b"authorization", key)])
+                await windows.ask(Upstream(upstream.url), [(b"authorization", key)])
 
     assert [one.header(b"authorization") for one in upstream.requests] == [b"Bearer sk-alice", b"Bearer sk-bob"]
     assert [one.header(b"cookie") for one in upstream.requests] == [None, None]
