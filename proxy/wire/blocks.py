@@ -12,6 +12,7 @@ from msgspec import Raw
 
 from memory.messages import DIGEST_BYTES, Media, ToolCall
 from proxy.wire import images
+from proxy.wire.slices import few
 
 CALLS = frozenset({"tool_use", "server_tool_use", "mcp_tool_use"})
 MEDIA = frozenset({"image", "document", "container_upload"})
@@ -103,7 +104,7 @@ class Blocks:
         if raw.startswith(b'"'):
             return (_STRING.decode(raw),)
         found: list[str | Media] = []
-        for part in _ARRAY.decode(raw) or ():
+        for part in few(_ARRAY.decode(raw) or []):
             kind, text = _kind_and_text(bytes(part))
             read = (text,) if kind == "text" and text is not None else self.read(kind, bytes(part))
             found += (Media("file", digest(plainly(bytes(part))), size=len(bytes(part))),) if read is None else read

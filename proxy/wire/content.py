@@ -12,7 +12,7 @@ from memory.messages import Media, Message, ToolCall
 from proxy.wire import images, items
 from proxy.wire.blocks import Blocks, plainly
 from proxy.wire.blocks import digest as _digest
-from proxy.wire.slices import NotUnderstood, looking, members
+from proxy.wire.slices import NotUnderstood, few, looking, members
 
 NULL = b"null"
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, NotUnderstood)
@@ -28,7 +28,7 @@ def message_of(raw: bytes) -> Message:
     """
     looked = looking(raw)
     if looked.startswith(b"["):
-        return items.joined([_item(bytes(item)) for item in _ARRAY.decode(looked)], raw)
+        return items.joined([_item(bytes(item)) for item in few(_ARRAY.decode(looked))], raw)
     fields = {key: looked[start:stop] for key, (start, stop) in members(looked).items()}
     if "role" not in fields or string(fields.get("type", NULL)) in items.KINDS:
         return items.item_of(raw, fields, lambda content: _content(content, Blocks()))
@@ -65,7 +65,7 @@ def _content(raw: bytes, blocks: Blocks) -> tuple[str, tuple[Media, ...]]:
         return _STRING.decode(raw), ()
     texts: list[str] = []
     media: list[Media] = []
-    for part in map(bytes, _ARRAY.decode(raw)):
+    for part in map(bytes, few(_ARRAY.decode(raw))):
         shape = _PART.decode(part)
         if not isinstance(shape.type, str):
             shape.type = ""
@@ -123,7 +123,7 @@ def _calls(fields: Mapping[str, bytes]) -> tuple[ToolCall, ...]:
     calls: list[ToolCall] = []
     raw = fields.get("tool_calls", NULL)
     if raw.startswith(b"["):
-        calls += [_call(bytes(call)) for call in _ARRAY.decode(raw)]
+        calls += [_call(bytes(call)) for call in few(_ARRAY.decode(raw))]
     elif raw != NULL:
         calls.append(ToolCall("", "", raw.decode()))
     legacy = fields.get("function_call", NULL)

@@ -18,6 +18,7 @@ from proxy.wire.slices import MAX_DEPTH, NotUnderstood, check, looking, members,
 
 CACHE_BYTES = 48 * 1024 * 1024
 CHECKED_BYTES = 4 * 1024 * 1024
+MOST_MESSAGES = 100_000  # of a request; a longer array was not written for a model
 MESSAGE_BYTES = 600  # what a remembered message takes beside its bytes and text
 
 
@@ -153,6 +154,8 @@ class Parser:
             elif seen.generation != self._cache.generation:
                 self._cache.keep(seen)
             messages.append(seen.message)
+            if len(messages) > MOST_MESSAGES:
+                raise NotUnderstood("too many messages")
             before = seen
             end = position + len(seen.raw)
             if body.startswith((b",{", b", {"), end):

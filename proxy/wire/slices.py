@@ -5,10 +5,13 @@ here. Spans are byte offsets (start, stop). Everything is linear, for broken and
 """
 
 import re
+from itertools import islice
 
 import msgspec
 from msgspec import Raw
 
+MOST_TOKENS = 1_000_000  # brackets and strings of a message: more were not written for a model
+MOST_PARTS = 10_000  # of a message: a small body can hold millions of empty ones
 MAX_DEPTH = 256  # arrays and objects inside each other; a top-level object has depth 1
 
 Span = tuple[int, int]
@@ -122,14 +125,27 @@ def elements(text: bytes) -> list[Span]:
     return spans
 
 
+def few(parts: list[Raw]) -> list[Raw]:
+    """Refuse what nobody wrote for a model: reading it would take minutes.
+
+    Raises:
+        NotUnderstood
+    """
+    if len(parts) > MOST_PARTS:
+        raise NotUnderstood("too many parts")
+    return parts
+
+
 def object_end(text: bytes, start: int) -> int:
     """Where the object that begins at `start` ends, going by its brackets and strings alone.
 
     Raises:
-        NotUnderstood: no object begins there, it has no end, or it nests deeper than `MAX_DEPTH`.
+        NotUnderstood: no object begins there, it has no end, it nests deeper than `MAX_DEPTH`, or it has more than
+            `MOST_TOKENS`.
     """
     depth = 0
-    for token in _TOKEN.finditer(text, start) if text.startswith(b"{", start) else ():
+    tokens = _TOKEN.finditer(text, start) if text.startswith(b"{", start) else iter(())
+    for token in islice(tokens, MOST_TOKENS):
         depth += _STEP.get(token[0], 0)
         if depth == 0:
             return token.end()

@@ -404,6 +404,22 @@ async def test_who_has_a_key_gets_no_other_beside_it(lender, upstream, header):
     assert b"Bearer sk-operators" not in authorization(upstream)
 
 
+@pytest.mark.parametrize(
+    ("origin", "key"),
+    [
+        (b"http://localhost:3000", [b"Bearer sk-operators"]),
+        (b"https://example.com", []),
+        (b"null", []),
+        (b"http://[", []),
+    ],
+)
+async def test_a_page_from_elsewhere_does_not_spend_the_operators_key(lender, upstream, origin, key):
+    """A browser lets any page send such a request to this machine."""
+    for path in (CHAT, b"/v1/embeddings"):
+        await ask(lender.url, "POST", path, [(b"Origin", origin)], body_of([user("hi")]))
+        assert authorization(upstream) == key
+
+
 async def test_elsewhere_nobody_borrows(dsn, upstream, tmp_path):
     with proxying(upstream.url, dsn, tmp_path, openai_api_key="sk-operators", host="0.0.0.0") as proxy:
         await ask(proxy.url, "POST", CHAT, [], body_of([user("hi")]))

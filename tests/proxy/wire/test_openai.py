@@ -394,3 +394,26 @@ def test_our_own_messages_are_messages():
     raw = message_json("tool", 'a "quoted"\nline é', tool_call_id="c1")
     assert raw == '{"role":"tool","content":"a \\"quoted\\"\\nline é","tool_call_id":"c1"}'.encode()
     assert message_of(raw).call_id == "c1"
+
+
+def test_what_nobody_wrote_for_a_model_is_soon_let_go():
+    """7 MB of empty parts took seconds, and all other large requests wait meanwhile."""
+    many = b",".join([b"{}"] * 2_000_000)
+    bodies = (
+        body_of(b'{"role":"user","content":[' + many + b"]}"),
+        body_of(b'{"role":"assistant","content":null,"tool_calls":[' + many + b"]}"),
+        body_of(b'{"role":"user","content":[{"type":"tool_result","tool_use_id":"a","content":[' + many + b"]}]}"),
+        body_of(*[USER] * 200_000),
+    )
+    for body in bodies:
+        began = time.process_time()
+        assert Parser(SHAPE).parse(body) is None
+        assert time.process_time() - began < 15 * time_to_check(body)
+
+
+def time_to_check(body: bytes) -> float:
+    """Seconds that the least anybody could do with a body takes here."""
+    began = time.process_time()
+    body.count(b"{")
+    json.loads(body)
+    return time.process_time() - began
