@@ -229,7 +229,7 @@ def refusal(status: int, kind: str, words: str, *headers: Header) -> Callable[[A
 AGAIN = (b"x-should-retry", b"true")
 TOO_LONG = refusal(400, "invalid_request_error", "prompt is too long: 200412 tokens > 200000 maximum")
 UNAUTHORIZED = refusal(401, "authentication_error", "invalid x-api-key")
-MISSING = refusal(404, "not_found_error", "model: claude-none")
+MISSING = refusal(404, "not_found_error", "model: claude-3-opus-20240229")
 BUSY = refusal(429, "rate_limit_error", "This request would exceed the rate limit.", (b"retry-after", b"1"), AGAIN)
 OVERLOADED = refusal(529, "overloaded_error", "Overloaded", AGAIN)
 DOWN = refusal(500, "api_error", "Internal server error", (b"retry-after-ms", b"60"))
@@ -308,7 +308,7 @@ SCENARIOS = [
     Scenario("models", "the list of models, relayed", listed, (r"^GET /v1/models",), ("Claude Sonnet",)),
     Scenario("too long", "400 prompt is too long is seen as such", TOO_LONG, (POST,), ("prompt is too long",)),
     Scenario("unauthorized", "401, a wrong key", UNAUTHORIZED, (POST,), ("invalid x-api-key",)),
-    Scenario("missing", "404, a model that is not", MISSING, (POST,), ("model: claude-none",)),
+    Scenario("missing", "404, a model that is not", MISSING, (POST,), ("model: claude-3-opus-20240229",)),
     Scenario("busy", "429 with retry-after, then an answer", after(1, BUSY), (TWICE,), (OPENS,)),
     Scenario("overloaded", "529, then an answer", after(1, OVERLOADED), (TWICE,), (OPENS,)),
     Scenario("down", "500 twice; the client tries again by itself", after(2, DOWN), (f"{TWICE}(.|\n)*{POST}",), (OPENS,)),
@@ -323,4 +323,4 @@ SCENARIOS = [
     Scenario("cookies", "two cookies are set; what the client returns of them", baked, (TWICE,), ("no cookie",)),
     Scenario("large", "a picture of 1 MB", received, (r'"type": ?"image"',), (r"\b1\d{6} bytes", OPENS)),
 ]  # fmt: skip
-MESSAGES = Dialect("messages", "Anthropic Messages", None, {one.name: one for one in SCENARIOS})
+MESSAGES = Dialect("messages", "Anthropic Messages", "/v1/messages", {one.name: one for one in SCENARIOS})

@@ -353,4 +353,4 @@ SCENARIOS = [
     Scenario("large", "a picture of 1 MB", received, (r"data:image/png;base64,",), (r"\b1\d{6} bytes", OPENS)),
     Scenario("count", "the input's tokens are counted", counted, (r"^POST /v1/responses/input_tokens",), (r"\b29\b",)),
 ]  # fmt: skip
-RESPONSES = Dialect("responses", "Responses", None, {one.name: one for one in SCENARIOS})
+RESPONSES = Dialect("responses", "Responses", "/responses", {one.name: one for one in SCENARIOS})

@@ -47,7 +47,7 @@ NOT_TESTED = """## Not tested here
 - What openai-python's own tests ask: `python tests/clients/openai_own.py CHECKOUT` runs them directly at a mock of the
   API and through Infold, and tells where the two differ.
 - Conversations over the window: there `messages` change by design. The tests in `tests/laws` hold what must stay.
-- TLS and HTTP/2, Realtime, audio and files; `tests/laws/test_wire.py` sends odd bodies, methods and paths by hand.
+- TLS and HTTP/2, audio and files; `tests/proxy/test_tunnel.py` has Realtime, `tests/laws/test_wire.py` sends odd bodies, methods and paths by hand.
 - That the provider is OpenAI or Anthropic itself. No key and no network is used.
 - For a model whose window nobody told it, Infold asks the provider's `/v1/models` by itself, at most once an hour. The
   clients here ask for a known model.

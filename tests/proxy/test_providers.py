@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import anthropic
 import httpx
 import openai
 import pytest
@@ -100,6 +101,7 @@ def world(new_database, tmp_path_factory) -> Iterator[SimpleNamespace]:
             "theirs": section("anthropic", claude.url, ["theirs"]),
             "gemini": section("gemini", gemini.url, ["gemini-*"], "KEY_OF_GEMINI"),
             "falls": section("gemini", gemini.url, ["falls"], "KEY_OF_GEMINI", fallback="claude/claude-x"),
+            "gpt": section("openai", other.url + "/v1", ["gpt-x"], "KEY_OF_OPENAI"),
             "closed": section("anthropic", "http://127.0.0.1:9", ["closed"], "KEY_OF_CLAUDE"),
         }
         known = MODELS | {"claude-x": ModelSection(context_window=8_192)}
@@ -133,6 +135,48 @@ def sdk(world) -> Iterator[openai.OpenAI]:
 
 async def chat(world: SimpleNamespace, model: str, **more: Any) -> Got:
     return await ask(world.proxy.url, "POST", PATH, [KEY], body_of([user("hi")], model, **more))
+
+
+# Every client's whole way, through the memory
+
+
+@pytest.mark.parametrize("model", ["claude-x", "gpt-x"])
+def test_a_client_of_messages_is_managed_whatever_the_provider_speaks(world, model):
+    key = "SECRET-client"
+    with anthropic.Anthropic(base_url=world.proxy.url, api_key=key, max_retries=0, timeout=60) as client:
+        asked: Any = {"model": model, "max_tokens": 50, "messages": [user(f"hi, {model}")]}
+        said = client.messages.with_raw_response.create(**asked)
+        with client.messages.stream(**asked) as stream:
+            streamed = stream.get_final_text()
+    words = {"claude-x": "Good morning.", "gpt-x": "Guten Morgen."}[model]
+    assert (said.parse().content[0].text, streamed) == (words, words)
+    assert said.headers["x-infold-mode"] == "wire"
+    assert [turn["status"] for turn in turns(world, key, said.headers["x-infold-turn"])] == ["answered"] * 2
+    provider = {"claude-x": world.claude, "gpt-x": world.openai}[model]
+    assert not any(b"SECRET-client" in value for seen in provider.requests for _, value in seen.headers)
+
+
+@pytest.mark.parametrize("model", ["claude-x", "gpt-x"])
+def test_a_client_of_chat_is_managed_whatever_the_provider_speaks(sdk, world, model):
+    said = sdk.chat.completions.with_raw_response.create(model=model, messages=[user(f"hello, {model}")])
+    assert said.parse().choices[0].message.content in ("Good morning.", "Guten Morgen.")
+    assert [turn["status"] for turn in turns(world, "SECRET-client", said.headers["x-infold-turn"])] == ["answered"]
+
+
+def test_a_client_of_responses_is_managed_before_a_provider_that_speaks_messages(sdk, world):
+    said = sdk.responses.with_raw_response.create(model="claude-x", input="Hello?")
+    assert said.parse().output_text == "Good morning."
+    assert said.headers["x-infold-mode"] == "wire"
+    events = list(sdk.responses.create(model="claude-x", input="Hello?", stream=True))
+    assert events[-1].response.output_text == "Good morning."
+    assert [t["status"] for t in turns(world, "SECRET-client", said.headers["x-infold-turn"])] == ["answered"] * 2
+
+
+def turns(world: SimpleNamespace, key: str, turn: str) -> list[Json]:
+    """The attempts of a turn."""
+    headers = {"authorization": f"Bearer {key}"}
+    told = httpx.get(f"{world.proxy.url}/memory-manager/turns/{turn}", headers=headers).raise_for_status().json()
+    return told["attempts"]  # type: ignore[no-any-return]
 
 
 # A client of chat completions, a provider that speaks Messages
@@ -332,7 +376,8 @@ def test_a_refusal_has_anthropics_shape_for_a_client_of_messages(alone):
         for stream in (False, True):
             got = alone.client.post("/v1/messages", json={**body, "stream": stream}, headers=told("openai", upstream))
             assert got.status_code == 429
-            assert got.json() == {"type": "error", "error": {"type": "rate_limit_error", "message": "Slow down."}}
+            error = {"type": "rate_limit_error", "message": "Slow down."}
+            assert got.json() == {"type": "error", "error": error, "request_id": None}
             assert got.headers["retry-after"] == "3"
     assert len(upstream.requests) == 2
 

@@ -117,7 +117,7 @@ drive(
     models,
     'too long': refused(ask),
     unauthorized: refused(ask),
-    missing: refused(at => ask(at, { model: 'claude-none' })),
+    missing: refused(at => ask(at, { model: 'claude-3-opus-20240229' })),
     busy: at => ask(at),
     overloaded: at => ask(at),
     down: at => ask(at),

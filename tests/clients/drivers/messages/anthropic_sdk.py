@@ -188,7 +188,7 @@ drive(
         "models": models,
         "too long": refused(ask),
         "unauthorized": refused(ask),
-        "missing": refused(lambda at: ask(at, model="claude-none")),
+        "missing": refused(lambda at: ask(at, model="claude-3-opus-20240229")),
         "busy": ask,
         "overloaded": ask,
         "down": ask,

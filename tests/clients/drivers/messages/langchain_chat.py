@@ -150,7 +150,7 @@ drive(
         "count": lambda at: {"tokens": model(at).get_num_tokens_from_messages([USER])},
         "too long": refused(ask),
         "unauthorized": refused(ask),
-        "missing": refused(lambda at: ask(at, model="claude-none")),
+        "missing": refused(lambda at: ask(at, model="claude-3-opus-20240229")),
         "busy": ask,
         "overloaded": ask,
         "down": ask,

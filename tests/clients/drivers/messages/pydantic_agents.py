@@ -142,7 +142,7 @@ drive(
         "count": count,
         "too long": refused(ask),
         "unauthorized": refused(ask),
-        "missing": refused(lambda at: ask(at, model="claude-none")),
+        "missing": refused(lambda at: ask(at, model="claude-3-opus-20240229")),
         "busy": ask,
         "overloaded": ask,
         "down": ask,

@@ -95,7 +95,7 @@ drive(
     beta: at => ask(at, { headers: { 'anthropic-beta': 'context-1m-2025-08-07' } }),
     'too long': refused(ask),
     unauthorized: refused(ask),
-    missing: refused(at => ask(at, { model: 'claude-none' })),
+    missing: refused(at => ask(at, { model: 'claude-3-opus-20240229' })),
     busy: ask,
     overloaded: ask,
     down: ask,
