@@ -77,8 +77,9 @@ def test_every_engine_counts_varied_texts_as_tiktoken_does(engine, encoding, ora
 
 @BOTH
 @settings(max_examples=150, deadline=None)
-@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), max_size=8))
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs", "Cn"]), max_size=60), max_size=8))
 def test_any_text_has_as_many_tokens_as_tiktoken_says(encoding, oracle, texts):
+    """Of characters that Python knows: toktok takes U+323B0, of Unicode 17, for a letter, and tiktoken not yet."""
     assert Counter().texts(texts, encoding) == [len(oracle[encoding].encode_ordinary(text)) for text in texts]
 
 

@@ -149,7 +149,7 @@ async def test_a_window_is_read_from_anthropics_list_of_models(unknown):
     provider.models = json.dumps({"data": [{"id": "mystery", "type": "model", "max_input_tokens": 8_192}]}).encode()
     await post(proxy, [user("hi")], model="mystery")
     for _ in range(100):
-        if proxy.parts.memory.models.find("mystery", proxy.parts.upstream.base_url).window == 8_192:
+        if proxy.parts.memory.models.find("mystery", proxy.parts.upstreams.default.base_url).window == 8_192:
             break
         await asyncio.sleep(0.05)
     got = await post(proxy, [*history(), user("and so?")], model="mystery")
@@ -232,7 +232,7 @@ async def test_an_answer_that_goes_on_is_not_folded(proxy, provider):
 async def test_without_the_database_the_end_of_the_conversation_is_served(unknown, tmp_path):
     """Nobody's memory: the store-less plan is as valid as any."""
     provider, proxy = unknown
-    proxy.parts.memory.models.learn(MODEL, proxy.parts.upstream.base_url, 8_192)
+    proxy.parts.memory.models.learn(MODEL, proxy.parts.upstreams.default.base_url, 8_192)
     got = await post(proxy, [*history(), user("and so?")], (b"authorization", b"Basic dTpw"))
 
     assert (got.status, note(got, "mode")) == (200, "degraded")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from proxy.wire import openai
 from proxy.wire.anthropic import message_json, render, results, with_content
 from proxy.wire.content import message_of
+from proxy.wire.slices import MOST_PARTS
 from tests.bodies import body_of
 from tests.proxy.wire.test_anthropic import CALL, HOUR, MARK, PICTURE, RESULT, parsed
 from tests.spoken_to import blocks_of, marks_in, problems, unmarked
@@ -296,9 +297,9 @@ def test_each_result_in_a_message_can_have_other_content():
 
 def test_hostile_blocks_cost_linear_time():
     began = time.process_time()
-    many = b",".join([b'{"type":"tool_result","tool_use_id":"t","content":[{"type":"text","text":"x"}]}'] * 20_000)
+    many = b",".join([b'{"type":"tool_result","tool_use_id":"t","content":[{"type":"text","text":"x"}]}'] * MOST_PARTS)
     raw = b'{"role":"user","content":[' + many + b"]}"
     request = parsed(body_of(raw))
     render(request, [DIGEST, raw], 1)
-    assert len(results(raw)) == 20_000
+    assert len(results(raw)) == MOST_PARTS
     assert time.process_time() - began < 10
