@@ -40,6 +40,7 @@ class Message:
     name: str | None = None
     calls: tuple[ToolCall, ...] = ()
     call_id: str | None = None  # `tool_call_id` of a tool's result
+    more_call_ids: tuple[str, ...] = ()  # of the other results in the same message
     media: tuple[Media, ...] = ()
     unseen: int = 0  # tokens, about, that only the provider reads: reasoning that is sent back to it
     digest: bytes = field(init=False)  # BLAKE2b-128 of what makes it this message

@@ -116,8 +116,8 @@ def tail_start(case: Rollover, room: int) -> int:
     user = case.pinned_user
     for item in reversed(segment(case.line.messages[: case.fresh], case.tokens)):
         cost = item.tokens - (case.tokens[user] if user is not None and item.start <= user < item.stop else 0)
-        if cost > room and not is_open(item, case):
-            break
+        if item.start < case.line.cut or (cost > room and not is_open(item, case)):
+            break  # what the client cut off is told, never sent again: it may be in another dialect
         room -= cost
         start = item.start
     return start

@@ -19,7 +19,8 @@ def segment(messages: Sequence[Message], tokens: Sequence[int]) -> tuple[Item, .
         for call in message.calls:
             called[call.id] = position
         if message.role in RESULT_ROLES and items:
-            begin = min(called.get(message.call_id or "", position), items[-1].start)
+            ids = (message.call_id or "", *message.more_call_ids)
+            begin = min(items[-1].start, *(called.get(id, position) for id in ids))
             size = tokens[position]
             while items and items[-1].stop > begin:
                 last = items.pop()

@@ -67,11 +67,24 @@ def calls_in(raw: bytes) -> Iterator[tuple[object, object]]:
         kind = str(part.get("type") or "")
         if kind.endswith("_call") and part.get("call_id") and "role" not in part:
             yield part["call_id"], part.get("name") or kind.removesuffix("_call")
+        yield from ((block.get("id"), block.get("name")) for block in blocks_of(part, "tool_use"))
 
 
-def result_in(raw: bytes) -> tuple[str, str]:
-    """Of which call a message is the result, and its text."""
+def results_in(raw: bytes) -> Iterator[tuple[str, str]]:
+    """Of which calls a message holds results, and their texts."""
     part = next(iter(parts_of(raw)), {})
-    id = part.get("tool_call_id") or part.get("call_id") or part.get("id")
-    content = told(part)
-    return str(id), content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+    blocks = blocks_of(part, "tool_result")
+    for block in blocks:
+        failed = "Error: " if block.get("is_error") is True else ""
+        yield str(block.get("tool_use_id")), failed + words(block.get("content", ""))
+    if not blocks:
+        id = part.get("tool_call_id") or part.get("call_id") or part.get("id")
+        content = told(part)
+        yield str(id), content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
+def blocks_of(part: Json, kind: str) -> list[Json]:
+    """The content blocks of a kind, as the Messages API has them."""
+    content = part.get("content")
+    blocks = content if isinstance(content, list) else ()
+    return [block for block in blocks if isinstance(block, dict) and block.get("type") == kind]

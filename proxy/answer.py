@@ -32,21 +32,26 @@ class StreamAnswer:
         self._decoder = Decoder(encoding)
         self._is_encoded = encoding not in (None, "", "identity")
         self._events = dialect.accumulator()
-        self.held = b""
+        self._held: list[bytes] = []
         self.is_terminal = False
+
+    @property
+    def held(self) -> bytes:
+        """What waits until the turn is safe."""
+        return b"".join(self._held)
 
     def feed(self, chunk: bytes) -> bytes:
         """The part of a chunk that may go out now; sets `is_terminal` when all that the answer says is here."""
         if self.is_terminal:
             return chunk
         index = self._events.feed(self._decoder.feed(chunk))
-        if self.held:  # the terminal event has begun
+        if self._held:  # the terminal event has begun
             index = 0
         if index is None:
             return chunk
         self.is_terminal = self._events.is_complete
         index = 0 if self._is_encoded else index  # an encoded chunk cannot be cut where its text could
-        self.held += chunk[index:]
+        self._held.append(chunk[index:])
         return chunk[:index]
 
     def heard(self) -> Heard:

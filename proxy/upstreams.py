@@ -7,6 +7,7 @@ upstream with a key of its own gets that and nothing of the client's; nobody els
 import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from ipaddress import ip_address
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -20,13 +21,15 @@ from proxy.config import Config
 from proxy.destinations import ANTHROPIC_URL, OPENAI_URL, PROVIDER_KEYS, UpstreamSection
 from proxy.exchange import Exchange, Headers
 from proxy.tenants import KEY_HEADERS, key_of
-from proxy.upstream import Upstream
+from proxy.upstream import Upstream, names_in
 from proxy.wire.content import NOT_JSON
 from proxy.wire.dialects import Dialect
 from proxy.wire.slices import looking, members
 
 # Headers and parameters by which somebody may be known; idempotency keys name a request, not a person.
-PERSONAL = re.compile(rb"(?<!idempotency-)key|auth|token|secret|cookie|credential|^openai-(?:organization|project)$")
+PERSONAL = re.compile(
+    rb"(?<!idempotency-)key|auth|token|secret|cookie|credential|jwt|account|forwarded|^openai-(?:organization|project)$"
+)
 PROVIDERS_URL = "http://providers"  # what our own process that runs litellm is called
 NATIVE = {  # providers whose own dialect some clients speak: those are asked directly
     ("openai", "chat"): OPENAI_URL,
@@ -50,16 +53,29 @@ class Question(msgspec.Struct, frozen=True):
         if self.asked is not None:
             return self.asked.model
         try:
-            start, stop = members(looking(self.text or b""))["model"]
+            start, stop = self._span
             return msgspec.json.decode((self.text or b"")[start:stop], type=str)
         except (*NOT_JSON, KeyError):
             return ""
 
+    @property
+    def _span(self) -> tuple[int, int]:
+        """Where the model's name stands. KeyError or one of NOT_JSON: nowhere, or not in one place."""
+        return members(looking(self.text or b""))["model"]
+
+    @property
+    def decoded(self) -> "Question":
+        """The same with a body that is not encoded, for whoever gets no content encoding with it."""
+        return self if self.text is None else replace(self, body=self.text)
+
     def renamed(self, model: str) -> "Question":
-        """The same for another model: only the bytes of that value change."""
+        """The same for another model: only the bytes of that value change. Itself where it names none."""
         if self.text is None or model == self.model:
             return self
-        start, stop = members(looking(self.text))["model"]
+        try:
+            start, stop = self._span
+        except (*NOT_JSON, KeyError):
+            return self
         text = self.text[:start] + orjson.dumps(model) + self.text[stop:]
         asked = self.asked
         if asked is not None:
@@ -95,6 +111,12 @@ class Destination(NamedTuple):
     takes_client: bool = True  # the client's credentials go there while it has no key of its own
     lends: SecretStr | None = None  # a key for clients without one
     fallback: str | None = None
+
+    def without_keys(self) -> "Destination":
+        """The same on nobody's account: what is the operator's stays here, and the client's goes where it went."""
+        takes_client = self.takes_client and self.key is None
+        options = self.options if self.takes_client else {}
+        return self._replace(key=None, lends=None, options=options, takes_client=takes_client)
 
 
 class Upstreams:
@@ -186,15 +208,17 @@ class Upstreams:
         if native is not None:
             model = model.removeprefix(f"{there.provider}/")
         asked = question.renamed(model)
+        if self._config.is_loopback and is_from_elsewhere(exchange.headers):
+            there = there.without_keys()
         if there.provider is not None and native is None:
-            return Way(there.name, self._translated, asked, translated(there, exchange), b"", there.fallback)
+            return Way(there.name, self._translated, asked.decoded, translated(there, exchange), b"", there.fallback)
         owned = there.key is not None or not there.takes_client
         headers, query = exchange.headers, exchange.query
         if asked is not question:
             headers = [pair for pair in headers if pair[0] != b"content-encoding"]
         if owned:
             headers, query = [*impersonal(headers), *own_key(there, dialect)], impersonal_query(query)
-        elif there.lends is not None and may_borrow(headers):
+        elif there.lends is not None and not any(name in KEY_HEADERS for name, _ in headers):
             headers = [*headers, (b"authorization", b"Bearer " + shown(there.lends))]
         url = there.url or native or self._config.upstream
         return Way(there.name, self._upstream(url, owned), asked, headers, query, there.fallback)
@@ -249,15 +273,26 @@ def own_key(there: Destination, dialect: Dialect | None) -> Headers:
     return [(str(header).encode(), shown(there.key))]
 
 
-def may_borrow(headers: Headers) -> bool:
-    """Whether a local client gets the operator's key: it has none, and is no page from elsewhere.
+def is_from_elsewhere(headers: Headers) -> bool:
+    """Whether a web page from elsewhere asks a proxy that listens to its own machine alone.
 
-    Browsers let any page send requests to this machine, and open WebSockets and read what comes; they tell its origin.
+    Browsers let any page send requests to this machine, and open WebSockets; they tell the page's origin, or, where its
+    name was made to point here (DNS rebinding), that name as the host. On such a page's behalf no key of the operator's
+    is spent.
     """
-    origins = [value.decode("latin-1") for name, value in headers if name == b"origin"]
-    return all(hostname(origin) in LOCAL_PAGES for origin in origins) and not any(
-        name in KEY_HEADERS for name, _ in headers
-    )
+    told = {name: value.decode("latin-1") for name, value in headers if name in (b"origin", b"host")}
+    page = b"origin" in told and hostname(told[b"origin"]) not in LOCAL_PAGES
+    return page or not is_local_name(hostname(f"//{told[b'host']}") if b"host" in told else None)
+
+
+def is_local_name(name: str | None) -> bool:
+    """A name of this machine, or an address: those cannot be made to point elsewhere."""
+    if name is None or name in LOCAL_PAGES or "." not in name:
+        return True
+    try:
+        return bool(ip_address(name))
+    except ValueError:
+        return False
 
 
 def hostname(origin: str) -> str | None:
@@ -277,4 +312,4 @@ def impersonal(headers: Headers) -> Headers:
 
 
 def impersonal_query(query: bytes) -> bytes:
-    return b"&".join(part for part in query.split(b"&") if not PERSONAL.search(part.partition(b"=")[0].lower()))
+    return b"&".join(part for part in query.split(b"&") if not any(map(PERSONAL.search, names_in(part))))

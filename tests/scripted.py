@@ -471,7 +471,8 @@ async def ask(
     body: bytes | None = None,
 ) -> Got:
     """One request on a connection of its own; `body` goes with a content-length."""
-    lines = [b"%b %b HTTP/1.1" % (method.encode(), target), b"Host: proxy.test"]
+    lines = [b"%b %b HTTP/1.1" % (method.encode(), target)]
+    lines += [] if any(name == b"Host" for name, _ in headers) else [b"Host: proxy"]
     lines += [b"%b: %b" % pair for pair in headers]
     if body is not None:
         lines.append(b"Content-Length: %d" % len(body))

@@ -5,7 +5,7 @@ from datetime import datetime
 
 import asyncpg
 
-from memory.written import calls_in, result_in
+from memory.written import calls_in, results_in
 
 FAILED = ("error", "traceback", '{"error"', "exception")  # how results of calls that failed begin
 
@@ -31,7 +31,7 @@ async def calls_of(connection: asyncpg.Connection, tenant: bytes, answers: Seque
         " select raw, created_at from results order by created_at desc",
         tenant, answers,
     )  # fmt: skip
-    results = {id: (row["created_at"], text) for row in rows for id, text in [result_in(row["raw"])]}
+    results = {id: (row["created_at"], text) for row in rows for id, text in results_in(row["raw"])}
     return [told(id, name, when, results.get(str(id))) for (id, name), when in asked]
 
 

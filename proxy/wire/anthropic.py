@@ -77,8 +77,8 @@ def in_turns(pieces: Sequence[Piece]) -> list[bytes]:
     systems: list[bytes] = []
     for piece in pieces:
         if piece.is_ours:
-            if all(earlier.role in SYSTEM_ROLES for earlier in out):
-                systems, out = [earlier.raw for earlier in out], []
+            if out and all(earlier.role in SYSTEM_ROLES for earlier in out):
+                systems, out = [*systems, *(earlier.raw for earlier in out)], []
             ours.append(piece.raw)
         elif ours and piece.role in SYSTEM_ROLES:
             systems.append(piece.raw)

@@ -44,6 +44,7 @@ def message_of(raw: bytes) -> Message:
         name=name,
         calls=(*_calls(fields), *blocks.calls),
         call_id=blocks.results[0] if blocks.results else answers,
+        more_call_ids=tuple(blocks.results[1:]),
         media=(*media, *_spoken(fields.get("audio", NULL))),
         unseen=blocks.unseen,
     )

@@ -1,5 +1,6 @@
 """A rollover takes the frozen prompt down to the target: old and cheap things first, pinned words never."""
 
+import dataclasses
 import json
 import random
 from typing import Any
@@ -123,6 +124,18 @@ def test_what_is_folded_first_is_what_is_oldest():
     assert tail.stop == frozen.covers
     assert [stretch.start for stretch in frozen.stretches] == sorted(stretch.start for stretch in frozen.stretches)
     assert max(stretch.stop for stretch in frozen.stretches) == tail.start
+
+
+def test_what_the_client_cut_off_is_told_and_not_sent_again():
+    """It may have been said in another dialect, whose messages this one's provider does not take."""
+    counted = counted_of(chat(random.Random(3), 40, 20))
+    whole, cut = len(counted.line), 75
+    line = dataclasses.replace(counted.line, cut=cut)
+    frozen = roll(rollover_of(replace(counted, line=line), budget_of(counted, 2_048, 256)), None)
+
+    kept = [part for part in frozen.parts if part.raw is None]
+    assert roll(rollover_of(counted, budget_of(counted, 2_048, 256)), None).parts[-1].start < cut < whole
+    assert min(part.start for part in kept) >= cut
 
 
 def test_in_a_loop_the_newest_user_message_and_the_open_call_stay_in_full():

@@ -17,6 +17,21 @@ MESSAGES = {
 }
 
 
+BOTH = {  # results of two messages' calls, the later one's first
+    "role": "user",
+    "content": [{"type": "tool_result", "tool_use_id": id, "content": "found"} for id in ("2", "1")],
+}
+
+
+def calls(id: str) -> dict[str, object]:
+    return {"role": "assistant", "content": [{"type": "tool_use", "id": id, "name": "look", "input": {}}]}
+
+
+def test_a_message_of_several_results_stays_with_the_first_of_their_calls():
+    messages = parse([user("hello"), calls("1"), calls("2"), BOTH]).messages
+    assert [(item.start, item.stop) for item in segment(messages, [1] * 4)] == [(0, 1), (1, 4)]
+
+
 def cut(letters: str) -> list[tuple[int, int, str]]:
     messages = parse([MESSAGES[letter] for letter in letters]).messages
     return [(item.start, item.stop, item.kind) for item in segment(messages, [1] * len(messages))]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from memory.written import calls_in, content_of, result_in
+from memory.written import calls_in, content_of, results_in
 from tests.conversations import assistant, calling, result, user
 from tests.responses import call, message, output, picture, reasoning
 
@@ -49,7 +49,7 @@ def test_a_message_is_told(said, content):
 def test_what_is_no_message_says_nothing(odd):
     assert content_of(odd) is None
     assert list(calls_in(odd)) == []
-    assert result_in(odd)[0] == "None"
+    assert next(results_in(odd))[0] == "None"
 
 
 def test_calls_and_their_results_are_found_in_every_dialect():
@@ -59,6 +59,13 @@ def test_calls_and_their_results_are_found_in_every_dialect():
     assert list(calls_in(raw(joined))) == [("c1", "look"), ("c2", "other")]
     assert list(calls_in(raw(call("c1", {})))) == [("c1", "look")]
     assert list(calls_in(raw(assistant("no")))) == []
-    assert result_in(raw(result("1", "found"))) == ("1", "found")
-    assert result_in(raw(output("c1", "found"))) == ("c1", "found")
-    assert result_in(raw(output("c1", [{"type": "input_text", "text": "x"}])))[0] == "c1"
+    assert list(results_in(raw(result("1", "found")))) == [("1", "found")]
+    assert list(results_in(raw(output("c1", "found")))) == [("c1", "found")]
+    asked = [{"type": "text", "text": "so"}, {"type": "tool_use", "id": "t1", "name": "look", "input": {}}]
+    assert list(calls_in(raw({"role": "assistant", "content": asked}))) == [("t1", "look")]
+    blocks = [
+        {"type": "tool_result", "tool_use_id": "t1", "content": [{"type": "text", "text": "found"}]},
+        {"type": "tool_result", "tool_use_id": "t2", "content": "nothing", "is_error": True},
+    ]
+    assert list(results_in(raw({"role": "user", "content": blocks}))) == [("t1", "found"), ("t2", "Error: nothing")]
+    assert next(results_in(raw(output("c1", [{"type": "input_text", "text": "x"}]))))[0] == "c1"

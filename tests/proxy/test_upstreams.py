@@ -248,6 +248,50 @@ def test_only_the_bytes_of_the_models_name_change(body):
     assert there.asked == Parser(SHAPE).parse(there.body)
 
 
+@pytest.mark.parametrize("body", [b"", b"no json", b"{}", b'{"messages":[]}', b'{"model":"m","model":"n"}', b"[]"])
+async def test_what_names_no_model_goes_on_as_it_came(three, dsn, tmp_path, body):
+    upstreams = {"a": section(url=three.a.url, models=["*"], model="real", fallback="b/x")}
+    upstreams["b"] = section(url=three.b.url, models=["b"])
+    with proxying(three.default.url, dsn, tmp_path, upstreams=upstreams, models=KNOWN_MODELS) as proxy:
+        got = await ask(proxy.url, "POST", PATH, [*OF_CLIENT], body)
+        assert got.status == 200
+        three.a.script = REFUSAL
+        assert (await ask(proxy.url, "POST", PATH, [*OF_CLIENT], body)).status in (200, 429)
+    assert [seen.body for seen in three.a.requests] == [body, body]
+
+
+@pytest.mark.parametrize(
+    ("headers", "spent"),
+    [
+        ([(b"Host", b"localhost:8808")], {"a"}),
+        ([(b"Host", b"127.0.0.1:8808")], {"a"}),
+        ([(b"Host", b"[::1]:8808"), (b"Origin", b"http://localhost:5173")], {"a"}),
+        ([(b"Host", b"localhost:8808"), (b"Origin", b"https://example.com")], set()),
+        ([(b"Host", b"localhost:8808"), (b"Origin", b"null")], set()),
+        ([(b"Host", b"rebound.example.com:8808")], set()),
+    ],
+)
+async def test_a_page_from_elsewhere_spends_no_key_of_an_upstream(house, three, headers, spent):
+    key = (b"Authorization", b"Bearer SECRET-client")
+    await ask(house.url, "POST", PATH, [*headers, key], body_of([user("hi")], "a-1"))
+    assert secrets(three.a) == spent
+
+
+@pytest.mark.parametrize("model", ["gemini/x", "gpt-4o"])
+def test_a_page_from_elsewhere_spends_no_key_of_a_provider(keys, model, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "SECRET-lent")
+    for headers in ([(b"origin", b"https://example.com")], [(b"host", b"rebound.example.com")]):
+        assert "SECRET" not in repr(way_of(model, CHAT, headers).headers)
+    assert "SECRET" in repr(way_of(model, CHAT, [(b"host", b"localhost")]).headers)
+
+
+def test_a_packed_request_reaches_a_provider_unpacked(keys):
+    packed = gzip.compress(body_of([user("hi")], "gemini/x"))
+    text = gzip.decompress(packed)
+    way = way_of("gemini/x", CHAT, CLIENT, question=Question(packed, text, Parser(SHAPE).parse(text)))
+    assert (way.question.body, way.question.asked.body) == (text, text)
+
+
 async def test_a_packed_request_for_another_name_goes_on_unpacked(three, dsn, tmp_path):
     upstreams = {"a": section(url=three.a.url, models=["nick"], model="real")}
     packed = gzip.compress(body_of([user("hi")], "nick"))
@@ -274,11 +318,13 @@ async def test_a_long_conversation_folds_for_the_window_of_the_upstreams_name(th
 MESSAGES = Dialect(SHAPE, CHAT.writing, CHAT.completion_in, CHAT.accumulator, "anthropic")
 
 
-def way_of(model: str, dialect: Dialect = CHAT, headers: Any = (), **settings: Any) -> Any:
+def way_of(
+    model: str, dialect: Dialect = CHAT, headers: Any = (), question: Question | None = None, **settings: Any
+) -> Any:
     """The way of a request, without a network."""
     scope = {"method": "POST", "raw_path": PATH, "query_string": b"", "headers": list(headers)}
     body = body_of([user("hi")], model)
-    question = Question(body, body, Parser(SHAPE).parse(body))
+    question = question or Question(body, body, Parser(SHAPE).parse(body))
     return Upstreams(Config(**settings)).managed(Exchange(scope, None, None), question, dialect)
 
 

@@ -75,6 +75,12 @@ def test_a_block_that_was_written_in_another_dialect_joins_as_well():
     assert [texts(message) for message in out] == [["What was said before."], ["well"], ["<quoted>", "two"]]
 
 
+def test_a_system_message_between_two_of_ours_is_kept():
+    rule = {"role": "system", "content": "RULE 5"}
+    out = rendered([*TALK, rule], DIGEST, 5, BLOCK, 4)["messages"]
+    assert [texts(message) for message in out] == [["What was said before.", "<quoted>", "two"], ["RULE 5"]]
+
+
 def test_neighbours_of_the_clients_own_stay_as_they_came():
     twice = [TALK[0], {"role": "user", "content": "two", "x": 1}]
     assert rendered(twice, 0, 1)["messages"] == twice
