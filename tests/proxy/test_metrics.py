@@ -71,7 +71,7 @@ def test_tokens_and_bill_are_those_of_usage_and_of_the_turns(proxy):
         assert shown(proxy, "infold_unpriced_calls_total", model=label) == unpriced
     assert models["priced-8k"]["bill_usd"] > 0
     text = proxy.get("/metrics").text
-    assert not [word for word in ("nobody-knows-it", "2024", '"one"', '"two"') if word in text]
+    assert not [word for word in ("nobody-knows-it", "2024-08-06", '"one"', '"two"') if word in text]
 
 
 def test_utilisation_is_the_forwarded_prompts_share_of_the_window(proxy):
