@@ -9,7 +9,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it fetches a table of 
 import litellm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from driving import ASKED, MODEL, PICTURE, QUESTION, SCHEMA, TOOL, At, called, drive, told
+from driving import ASKED, MODEL, PICTURE, QUESTION, SCHEMA, TOOL, At, by_threads, called, drive, told
 
 USER = {"role": "user", "content": QUESTION}
 PERSON = {"type": "json_schema", "json_schema": {"name": "Person", "strict": True, "schema": SCHEMA}}
@@ -30,12 +30,15 @@ def ask(at: At, *messages: Any, **more: Any) -> Any:
     return seen(complete(at, *messages, **more))
 
 
-def stream(at: At, **more: Any) -> Any:
+def stream(at: At, leave_at: str = "", **more: Any) -> Any:
+    """All chunks that came, and the error that ended them, if one did; leaves at a word where one is given."""
     chunks: list[Any] = []
     ending = {}
     try:
         for chunk in complete(at, stream=True, **more):
             chunks.append(seen(chunk))
+            if leave_at and leave_at in str(chunks[-1]["choices"]):
+                break
     except Exception as error:
         ending = told(error)
     text = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"])
@@ -94,6 +97,8 @@ drive(
         "too long": refused,
         "busy": lambda at: ask(at, max_retries=2),
         "cut": stream,
+        "leave": lambda at: stream(at, leave_at="opens"),
+        "parallel": lambda at: by_threads(lambda question: ask(at, {"role": "user", "content": question})),
         "packed": ask,
         "packed stream": stream,
         "more fields": lambda at: ask(at, extra_body={"top_k": 5, "min_p": None}),

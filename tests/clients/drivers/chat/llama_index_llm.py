@@ -10,7 +10,7 @@ from llama_index.llms.openai import OpenAI
 from pydantic import BaseModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from driving import ASKED, MODEL, MORE_FIELDS, MORE_QUERY, PICTURE, QUESTION, At, drive, told, weather
+from driving import ASKED, MODEL, MORE_FIELDS, MORE_QUERY, PICTURE, QUESTION, At, by_threads, drive, told, weather
 
 USER = ChatMessage(role=MessageRole.USER, content=QUESTION)
 TOOLS = [FunctionTool.from_defaults(weather)]
@@ -35,15 +35,19 @@ def ask(at: At, *messages: ChatMessage, more: Any = None, **settings: Any) -> An
     return seen(model(at, **settings).chat(list(messages) or [USER], **(more or {})))
 
 
-def stream(at: At, **more: Any) -> Any:
-    """The answers as they grew, and the error that ended them, if one did."""
+def stream(at: At, leave_at: str = "", **more: Any) -> Any:
+    """The answers as they grew, and the error that ended them, if one did; leaves at a word where one is given."""
     answers: list[Any] = []
     ending = {}
+    running = model(at).stream_chat([USER], **more)
     try:
-        for answer in model(at).stream_chat([USER], **more):
+        for answer in running:
             answers.append(seen(answer))
+            if leave_at and leave_at in str(answer.delta):
+                break
     except Exception as error:
         ending = told(error)
+    running.close()
     return {"text": "".join(answer["delta"] or "" for answer in answers), "answers": answers, **ending}
 
 
@@ -88,6 +92,11 @@ def refused(at: At) -> Any:
         return told(error)
 
 
+def parallel(at: At) -> Any:
+    llm = model(at)
+    return by_threads(lambda question: seen(llm.chat([ChatMessage(role=MessageRole.USER, content=question)])))
+
+
 def cookies(at: At) -> Any:
     llm = model(at)
     return [seen(llm.chat([USER])) for _ in range(2)]
@@ -109,6 +118,8 @@ drive(
         "too long": refused,
         "busy": ask,
         "cut": stream,
+        "leave": lambda at: stream(at, leave_at="opens"),
+        "parallel": parallel,
         "packed": ask,
         "packed stream": stream,
         "more fields": lambda at: ask(at, more={"extra_body": MORE_FIELDS}),
