@@ -227,7 +227,7 @@ SCENARIOS = [
     Scenario("too long", "400 context_length_exceeded is seen as such", too_long, (POST,), ("context_length_exceeded|ContextWindowExceeded|ContextOverflow", "maximum context length")),
     Scenario("busy", "429 with retry-after, then an answer", busy_once, (f"{POST}(.|\n)*{POST}",), (OPENS,)),
     Scenario("cut", "a stream that breaks off is seen to", cut, (r'"stream": ?true',), ("opens", '"error"')),
-    Scenario("leave", "the client leaves in the middle of a stream", silent, (r'"stream": ?true',), ("opens",)),
+    Scenario("leave", "the client leaves in the middle of a stream", silent, (r'"stream": ?true',), ("opens",), leaves=True),
     Scenario("parallel", "three questions at once, the last one answered first", at_once, AT_ONCE_SENT, AT_ONCE_HEARD, AT_ONCE),
     Scenario("packed", "an answer encoded with gzip", packed, (r"(?i)accept-encoding: .*gzip",), (OPENS,)),
     Scenario("packed stream", "a stream encoded with gzip", packed, (r'"stream": ?true', r"(?i)accept-encoding: .*gzip"), (OPENS,)),

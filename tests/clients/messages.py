@@ -323,7 +323,7 @@ SCENARIOS = [
     Scenario("down", "500 twice; the client tries again by itself", after(2, DOWN), (f"{TWICE}(.|\n)*{POST}",), (OPENS,)),
     Scenario("error event", "an error after the first words", interrupted, (STREAM,), ("Overloaded",)),
     Scenario("cut", "a stream that breaks off is seen to", cut, (STREAM,), ("opens", '"error"')),
-    Scenario("leave", "the client leaves in the middle of a stream", silent, (STREAM,), ("opens",)),
+    Scenario("leave", "the client leaves in the middle of a stream", silent, (STREAM,), ("opens",), leaves=True),
     Scenario("parallel", "three questions at once, the last one answered first", at_once, AT_ONCE_SENT, AT_ONCE_HEARD, AT_ONCE),
     Scenario("packed", "an answer encoded with gzip", packed, (r"(?i)accept-encoding: .*gzip",), (OPENS,)),
     Scenario("packed stream", "a stream encoded with gzip", packed, (STREAM, r"(?i)accept-encoding: .*gzip"), (OPENS,)),

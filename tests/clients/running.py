@@ -158,6 +158,8 @@ def not_the_scenario(scenario: Scenario, route: Route) -> list[str]:
     missing += [f"heard no {pattern}" for pattern in scenario.heard if not re.search(pattern, result)]
     if at_once(route.beside_client) < scenario.at_once:
         missing.append(f"asked {at_once(route.beside_client)} at once, not {scenario.at_once}")
+    if scenario.leaves and not any(exchange.answer.abandoned for exchange in route.beside_client):
+        missing.append("did not hang up")
     return missing
 
 

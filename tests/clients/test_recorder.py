@@ -118,6 +118,15 @@ def test_a_client_that_asks_one_after_another_does_not_ask_at_once(at_once: int,
     assert len(differences(scenario, Route(None, passed, passed), Route(None, passed, passed))) == len(found)
 
 
+@pytest.mark.parametrize("abandoned", [True, False])
+def test_a_client_that_only_stops_reading_does_not_leave(abandoned: bool) -> None:
+    request = Seen(b"", "POST", CHAT, (), b"", 0)
+    passed = [Exchange(request, Answer(200, (), b"data", complete=False, abandoned=abandoned))]
+    scenario = Scenario("x", "x", lambda asked: [], leaves=True)
+
+    assert not_the_scenario(scenario, Route(None, passed, passed)) == ([] if abandoned else ["did not hang up"])
+
+
 @pytest.mark.parametrize(
     ("client", "provider", "told"),
     [

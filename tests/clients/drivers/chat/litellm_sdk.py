@@ -30,19 +30,31 @@ def ask(at: At, *messages: Any, **more: Any) -> Any:
     return seen(complete(at, *messages, **more))
 
 
-def stream(at: At, leave_at: str = "", **more: Any) -> Any:
-    """All chunks that came, and the error that ended them, if one did; leaves at a word where one is given."""
+def stream(at: At, **more: Any) -> Any:
+    """All chunks that came, and the error that ended them, if one did."""
     chunks: list[Any] = []
     ending = {}
     try:
         for chunk in complete(at, stream=True, **more):
             chunks.append(seen(chunk))
-            if leave_at and leave_at in str(chunks[-1]["choices"]):
-                break
     except Exception as error:
         ending = told(error)
     text = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"])
     return {"text": text, "chunks": chunks, **ending}
+
+
+async def leave(at: At) -> Any:
+    """Only a stream of its asynchronous half can be closed."""
+    chunks: list[Any] = []
+    running = await litellm.acompletion(
+        f"openai/{MODEL}", messages=[USER], base_url=at.base_url, api_key=at.key, stream=True
+    )
+    async for chunk in running:
+        chunks.append(seen(chunk))
+        if "opens" in str(chunks[-1]["choices"]):
+            break
+    await running.aclose()
+    return chunks
 
 
 def results(said: Any) -> list[Any]:
@@ -97,7 +109,7 @@ drive(
         "too long": refused,
         "busy": lambda at: ask(at, max_retries=2),
         "cut": stream,
-        "leave": lambda at: stream(at, leave_at="opens"),
+        "leave": leave,
         "parallel": lambda at: by_threads(lambda question: ask(at, {"role": "user", "content": question})),
         "packed": ask,
         "packed stream": stream,

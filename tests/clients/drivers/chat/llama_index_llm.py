@@ -1,9 +1,11 @@
 """LlamaIndex's OpenAI."""
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai import OpenAI
@@ -35,19 +37,15 @@ def ask(at: At, *messages: ChatMessage, more: Any = None, **settings: Any) -> An
     return seen(model(at, **settings).chat(list(messages) or [USER], **(more or {})))
 
 
-def stream(at: At, leave_at: str = "", **more: Any) -> Any:
-    """The answers as they grew, and the error that ended them, if one did; leaves at a word where one is given."""
+def stream(at: At, **more: Any) -> Any:
+    """The answers as they grew, and the error that ended them, if one did."""
     answers: list[Any] = []
     ending = {}
-    running = model(at).stream_chat([USER], **more)
     try:
-        for answer in running:
+        for answer in model(at).stream_chat([USER], **more):
             answers.append(seen(answer))
-            if leave_at and leave_at in str(answer.delta):
-                break
     except Exception as error:
         ending = told(error)
-    running.close()
     return {"text": "".join(answer["delta"] or "" for answer in answers), "answers": answers, **ending}
 
 
@@ -92,6 +90,15 @@ def refused(at: At) -> Any:
         return told(error)
 
 
+def leave(at: At) -> Any:
+    """Its streams hold their connection until they are collected as garbage, so the client beneath them is closed."""
+    with httpx.Client() as beneath:
+        running = model(at, http_client=beneath).stream_chat([USER])
+        return [
+            seen(answer) for answer in itertools.takewhile(lambda answer: answer.delta != ASKED["last_word"], running)
+        ]
+
+
 def parallel(at: At) -> Any:
     llm = model(at)
     return by_threads(lambda question: seen(llm.chat([ChatMessage(role=MessageRole.USER, content=question)])))
@@ -118,7 +125,7 @@ drive(
         "too long": refused,
         "busy": ask,
         "cut": stream,
-        "leave": lambda at: stream(at, leave_at="opens"),
+        "leave": leave,
         "parallel": parallel,
         "packed": ask,
         "packed stream": stream,
