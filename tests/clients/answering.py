@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections.abc import Sequence
 
 from tests.clients.scenarios import Asked, Json
@@ -30,6 +31,10 @@ OPENAI_HEADERS = [
 WORDS = ["The caf\u00e9", " opens", " at", " nine", " \u2014 \u4e5d\u6642", " \U0001f642."]
 SAID = "".join(WORDS)
 SHAPE = '{"name": "Ada",  "age": 36}'
+LATER_SECONDS = 0.3  # of two that are asked at once, the first waits so much longer for its answer
+AT_ONCE = 3
+AT_ONCE_SENT = tuple(f"house {number}" for number in range(1, AT_ONCE + 1))
+AT_ONCE_HEARD = (r"(.|\n)*".join(f"House {number} opens at nine" for number in range(1, AT_ONCE + 1)),)
 CHUNK_BYTES = 97  # of a stream on the wire: events and letters are cut anywhere
 COOKIES = [
     (b"Set-Cookie", b"__cf_bm=abc.1; path=/; HttpOnly"),
@@ -74,6 +79,17 @@ def squeezed(asked: Asked, body: bytes, kind: Header, headers: Sequence[Header])
         return answer(in_pieces(body), headers=[kind, *headers], framing="chunked")
     more = [(b"Content-Encoding", b"gzip"), (b"Vary", b"Accept-Encoding")]
     return answer(in_pieces(gzip.compress(body, mtime=0)), headers=[kind, *headers, *more], framing="chunked")
+
+
+def last_first(asked: Asked, steps: Steps) -> Steps:
+    """Answers that overtake each other: of those that are asked at once, the first waits longest."""
+    return [(AT_ONCE - asked.number) * LATER_SECONDS, *steps]
+
+
+def opening(asked: Asked) -> str:
+    """An answer that belongs to the house that was asked for, and to no other."""
+    house = re.search(rb"house (\d)", asked.seen.body)
+    return f"House {house[1].decode()} opens at nine." if house else SAID
 
 
 def cookies_of(asked: Asked) -> str:

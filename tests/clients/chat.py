@@ -7,6 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.clients.answering import (
+    AT_ONCE,
+    AT_ONCE_HEARD,
+    AT_ONCE_SENT,
     COOKIES,
     EVENTS,
     KIND,
@@ -17,7 +20,10 @@ from tests.clients.answering import (
     Header,
     breaking_off,
     cookies_of,
+    falling_silent,
     halves,
+    last_first,
+    opening,
     plainly,
     spaced,
     squeezed,
@@ -165,6 +171,14 @@ def cut(asked: Asked) -> Steps:
     return breaking_off(events(asked, [{"content": part} for part in WORDS], "stop"), 5, OPENAI_HEADERS)
 
 
+def silent(asked: Asked) -> Steps:
+    return falling_silent(events(asked, [{"content": part} for part in WORDS], "stop"), 5, OPENAI_HEADERS)
+
+
+def at_once(asked: Asked) -> Steps:
+    return last_first(asked, spoken(asked, opening(asked)))
+
+
 def packed(asked: Asked) -> Steps:
     if asked.body.get("stream"):
         told = events(asked, [{"content": part} for part in WORDS], "stop")
@@ -213,6 +227,8 @@ SCENARIOS = [
     Scenario("too long", "400 context_length_exceeded is seen as such", too_long, (POST,), ("context_length_exceeded|ContextWindowExceeded|ContextOverflow", "maximum context length")),
     Scenario("busy", "429 with retry-after, then an answer", busy_once, (f"{POST}(.|\n)*{POST}",), (OPENS,)),
     Scenario("cut", "a stream that breaks off is seen to", cut, (r'"stream": ?true',), ("opens", '"error"')),
+    Scenario("leave", "the client leaves in the middle of a stream", silent, (r'"stream": ?true',), ("opens",), leaves=True),
+    Scenario("parallel", "three questions at once, the last one answered first", at_once, AT_ONCE_SENT, AT_ONCE_HEARD, AT_ONCE),
     Scenario("packed", "an answer encoded with gzip", packed, (r"(?i)accept-encoding: .*gzip",), (OPENS,)),
     Scenario("packed stream", "a stream encoded with gzip", packed, (r'"stream": ?true', r"(?i)accept-encoding: .*gzip"), (OPENS,)),
     Scenario("more fields", "unknown fields and an explicit null", spoken, (r'"top_k": ?5', r'"min_p": ?null'), (OPENS,)),

@@ -20,15 +20,21 @@ class Client:
     Args:
         name: of its pinned versions: `environments/NAME.txt` for Python, the folder `environments/NAME` for Node.
         drivers: for each dialect that it speaks, the script that drives it.
+        shares: the name of the client whose environment is this one's, too; empty: it has its own.
     """
 
     name: str
     title: str
     drivers: dict[str, str]
+    shares: str = ""
+
+    @property
+    def environment(self) -> str:
+        return self.shares or self.name
 
     @property
     def runs_on_node(self) -> bool:
-        return (PINNED / self.name).is_dir()
+        return (PINNED / self.environment).is_dir()
 
     def driver(self, dialect: str) -> Path:
         return DRIVERS / dialect / self.drivers[dialect]
@@ -40,16 +46,27 @@ CLIENTS = [
     Client("openai-1", "openai (Python) 1.x", OPENAI),
     Client("openai-2", "openai (Python) 2.x", OPENAI),
     Client("openai-3", "openai (Python) 3.x", OPENAI),
+    Client(
+        "openai-3-async",
+        "AsyncOpenAI (Python) 3.x",
+        dict.fromkeys(("chat", "responses"), "openai_async.py"),
+        "openai-3",
+    ),
     Client("langchain", "LangChain (Python)", {"chat": "langchain_chat.py", "responses": "langchain_chat.py"}),
     Client("llama-index", "LlamaIndex (Python)", {"chat": "llama_index_llm.py"}),
     Client("pydantic-ai", "Pydantic AI", dict.fromkeys(DIALECTS, "pydantic_agents.py")),
     Client("openai-agents", "OpenAI Agents SDK (Python)", {"chat": "agents_sdk.py", "responses": "agents_sdk.py"}),
+    Client("instructor", "Instructor (Python)", {"chat": "instructor_models.py"}),
     Client("litellm", "LiteLLM, as a library", {"chat": "litellm_sdk.py"}),
     Client("openai-node", "openai (Node)", {"chat": "openai_node.mjs", "responses": "openai_node.mjs"}),
+    Client(
+        "openai-agents-node", "OpenAI Agents SDK (Node)", {"chat": "agents_node.mjs", "responses": "agents_node.mjs"}
+    ),
     Client("langchain-node", "LangChain (Node)", {"chat": "langchain_node.mjs"}),
     Client("vercel", "Vercel AI SDK (Node)", dict.fromkeys(DIALECTS, "vercel.mjs")),
     Client("anthropic-0", "anthropic (Python) 0.x", {"messages": "anthropic_sdk.py"}),
     Client("anthropic-2", "anthropic (Python) 2.x", {"messages": "anthropic_sdk.py"}),
+    Client("anthropic-2-async", "AsyncAnthropic (Python) 2.x", {"messages": "anthropic_async.py"}, "anthropic-2"),
     Client("langchain-anthropic", "LangChain (Python) with Anthropic", {"messages": "langchain_chat.py"}),
     Client("anthropic-node", "@anthropic-ai/sdk (Node)", {"messages": "anthropic_node.mjs"}),
 ]
@@ -66,8 +83,8 @@ def command(client: Client, dialect: str, folder: Path) -> list[str]:
 
 
 def with_python(client: Client, dialect: str, folder: Path) -> list[str]:
-    pins = PINNED / f"{client.name}.txt"
-    place = folder / f"{client.name}-{digest(sys.version.encode(), pins.read_bytes())}"
+    pins = PINNED / f"{client.environment}.txt"
+    place = folder / f"{client.environment}-{digest(sys.version.encode(), pins.read_bytes())}"
     python = place / "bin" / "python"
     if not (place / "complete").exists():
         shutil.rmtree(place, ignore_errors=True)
@@ -82,8 +99,8 @@ def with_node(client: Client, dialect: str, folder: Path) -> list[str]:
     npm = shutil.which("npm")
     if npm is None:
         raise FileNotFoundError("npm is not on this machine")
-    pins = [PINNED / client.name / name for name in ("package.json", "package-lock.json")]
-    place = folder / f"{client.name}-{digest(*(pin.read_bytes() for pin in pins))}"
+    pins = [PINNED / client.environment / name for name in ("package.json", "package-lock.json")]
+    place = folder / f"{client.environment}-{digest(*(pin.read_bytes() for pin in pins))}"
     if not (place / "complete").exists():
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)

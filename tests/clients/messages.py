@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tests.clients.answering import (
+    AT_ONCE,
+    AT_ONCE_HEARD,
+    AT_ONCE_SENT,
     COOKIES,
     EVENTS,
     KIND,
@@ -21,6 +24,8 @@ from tests.clients.answering import (
     falling_silent,
     halves,
     is_of,
+    last_first,
+    opening,
     plainly,
     spaced,
     squeezed,
@@ -221,6 +226,10 @@ def silent(asked: Asked) -> Steps:
     return falling_silent(told(message([text(SAID)])), 6, STREAM_HEADERS)
 
 
+def at_once(asked: Asked) -> Steps:
+    return last_first(asked, given(asked, text(opening(asked))))
+
+
 def refusal(status: int, kind: str, words: str, *headers: Header) -> Callable[[Asked], Steps]:
     whole = {"type": "error", "error": {"type": kind, "message": words}, "request_id": REQUEST}
     return lambda asked: plainly(whole, status, [*HEADERS, *headers])
@@ -314,7 +323,8 @@ SCENARIOS = [
     Scenario("down", "500 twice; the client tries again by itself", after(2, DOWN), (f"{TWICE}(.|\n)*{POST}",), (OPENS,)),
     Scenario("error event", "an error after the first words", interrupted, (STREAM,), ("Overloaded",)),
     Scenario("cut", "a stream that breaks off is seen to", cut, (STREAM,), ("opens", '"error"')),
-    Scenario("leave", "the client leaves in the middle of a stream", silent, (STREAM,), ("opens",)),
+    Scenario("leave", "the client leaves in the middle of a stream", silent, (STREAM,), ("opens",), leaves=True),
+    Scenario("parallel", "three questions at once, the last one answered first", at_once, AT_ONCE_SENT, AT_ONCE_HEARD, AT_ONCE),
     Scenario("packed", "an answer encoded with gzip", packed, (r"(?i)accept-encoding: .*gzip",), (OPENS,)),
     Scenario("packed stream", "a stream encoded with gzip", packed, (STREAM, r"(?i)accept-encoding: .*gzip"), (OPENS,)),
     Scenario("more fields", "unknown fields and an explicit null", spoken, (r'"top_k": ?5', r'"min_p": ?null'), (OPENS,)),

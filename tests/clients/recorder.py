@@ -36,6 +36,7 @@ class Answer:
 class Exchange:
     request: Seen
     answer: Answer
+    beside: int = 0  # how many others waited for their answers when this one was asked
 
 
 class Recorder:
@@ -77,6 +78,10 @@ class Recorder:
         """The next request's place among all."""
         self._requests += 1
         return self._requests
+
+    def waiting(self) -> int:
+        """How many requests have no whole answer yet."""
+        return sum(one.waiting() for one in self._connections)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -145,14 +150,14 @@ class _Connection:
         self.ended = False
         self._abandoned: bool | None = None  # None: nobody has hung up yet
         self._asking = b""
-        self._requests: list[tuple[int, Seen]] = []
+        self._requests: list[tuple[int, Seen, int]] = []  # its place among all, and how many it came beside
         self._answers = b""
 
     def asked(self, data: bytes) -> None:
         self._asking += data
         while (request := parse_request(self._asking)) is not None:
             self._asking = self._asking[len(request.raw) :]
-            self._requests.append((self.recorder.number(), request))
+            self._requests.append((self.recorder.number(), request, self.recorder.waiting()))
 
     def answered(self, data: bytes) -> None:
         self._answers += data
@@ -164,7 +169,10 @@ class _Connection:
 
     @property
     def is_under_way(self) -> bool:
-        return not self.ended and not all(exchange.answer.complete for _, exchange in self._exchanges())
+        return self.waiting() > 0
+
+    def waiting(self) -> int:
+        return 0 if self.ended else sum(not exchange.answer.complete for _, exchange in self._exchanges())
 
     def take(self) -> list[tuple[int, Exchange]]:
         taken = list(self._exchanges())
@@ -173,11 +181,11 @@ class _Connection:
 
     def _exchanges(self) -> Iterator[tuple[int, Exchange]]:
         rest = self._answers
-        for number, request in self._requests:
+        for number, request, beside in self._requests:
             answer, rest = parse_answer(rest, request.method)
             if not answer.complete and self._abandoned:
                 answer = replace(answer, abandoned=True)
-            yield number, Exchange(request, answer)
+            yield number, Exchange(request, answer, beside)
 
 
 def parse_answer(data: bytes, method: str) -> tuple[Answer, bytes]:

@@ -115,19 +115,31 @@ class Bench:
     def direct(self, driver: Driver, scenario: Scenario, key: str) -> Route:
         self._begin(scenario)
         result = driver.run(scenario.name, f"{self.around.url}/v1", key)
-        passed = self.around.take()
+        passed = taken(self.around, scenario)
         return Route(without(result, self.around.url), passed, passed)
 
     def through(self, driver: Driver, scenario: Scenario, key: str) -> Route:
         self._begin(scenario)
         result = driver.run(scenario.name, f"{self.front.url}/v1", key)
-        return Route(without(result, self.front.url), self.front.take(), self.back.take())
+        passed = taken(self.front, scenario), taken(self.back, scenario)
+        return Route(without(result, self.front.url), *passed)
 
     def _begin(self, scenario: Scenario) -> None:
         """Leave behind what a scenario that failed may still have had under way."""
         for recorder in (self.around, self.front, self.back):
             recorder.take()
         self.provider.play(scenario)
+
+
+def taken(recorder: Recorder, scenario: Scenario) -> list[Exchange]:
+    """What passed; requests of one moment by what they ask, for each recorder has its own order of them."""
+    passed = recorder.take()
+    return sorted(passed, key=lambda one: one.request.body) if scenario.at_once > 1 else passed
+
+
+def at_once(exchanges: list[Exchange]) -> int:
+    """How many were under way at the same time."""
+    return max((1 + exchange.beside for exchange in exchanges), default=0)
 
 
 def without(result: Any, url: str) -> Any:
@@ -143,10 +155,15 @@ def not_the_scenario(scenario: Scenario, route: Route) -> list[str]:
     )
     result = json.dumps(route.result, ensure_ascii=False)
     missing = [f"sent no {pattern}" for pattern in scenario.sent if not re.search(pattern, asked, re.MULTILINE)]
-    return missing + [f"heard no {pattern}" for pattern in scenario.heard if not re.search(pattern, result)]
+    missing += [f"heard no {pattern}" for pattern in scenario.heard if not re.search(pattern, result)]
+    if at_once(route.beside_client) < scenario.at_once:
+        missing.append(f"asked {at_once(route.beside_client)} at once, not {scenario.at_once}")
+    if scenario.leaves and not any(exchange.answer.abandoned for exchange in route.beside_client):
+        missing.append("did not hang up")
+    return missing
 
 
-def differences(direct: Route, through: Route) -> list[str]:
+def differences(scenario: Scenario, direct: Route, through: Route) -> list[str]:
     """Where a client fared otherwise through Infold; empty if it works exactly as directly."""
     found = []
     if direct.result != through.result:
@@ -154,6 +171,8 @@ def differences(direct: Route, through: Route) -> list[str]:
     counts = len(direct.beside_provider), len(through.beside_provider)
     if counts[0] != counts[1]:
         found.append(f"requests to the provider: directly {counts[0]}, through Infold {counts[1]}")
+    if at_once(through.beside_provider) < scenario.at_once:
+        found.append(f"at once at the provider: {at_once(through.beside_provider)} of {scenario.at_once}")
     return found
 
 

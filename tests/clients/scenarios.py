@@ -35,6 +35,8 @@ class Scenario:
         reply: the provider's answer.
         sent: patterns that the client's requests (targets, headers, bodies) must hold, or it was another scenario.
         heard: patterns that the client's own result must hold, as JSON.
+        at_once: how many requests the client has under way at the same time.
+        leaves: the client hangs up before the answer's end.
     """
 
     name: str
@@ -42,6 +44,8 @@ class Scenario:
     reply: Callable[[Asked], Steps]
     sent: tuple[str, ...] = ()
     heard: tuple[str, ...] = ()
+    at_once: int = 1
+    leaves: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,7 @@ def test_a_client_works_as_directly_and_nothing_is_touched(
     direct = bench.direct(driver, scenario, key)
     assert not_the_scenario(scenario, direct) == []
     through = bench.through(driver, scenario, key)
-    worse, changed = differences(direct, through), touched(through, dialect)
+    worse, changed = differences(scenario, direct, through), touched(through, dialect)
     book.write(*note, Came.BROKEN if worse else Came.TOUCHED if changed else Came.GOOD)
     assert worse == []
     assert changed == []

@@ -1,10 +1,12 @@
 """The recorder sees what passes, and passes it as it came; the comparison sees what was changed."""
 
+import asyncio
+
 import pytest
 
 from tests.clients.recorder import Answer, Exchange, Recorder, by_name
-from tests.clients.running import Route, touched
-from tests.clients.scenarios import Dialect
+from tests.clients.running import Route, differences, not_the_scenario, touched
+from tests.clients.scenarios import Dialect, Scenario
 from tests.scripted import End, ScriptedUpstream, Seen, Steps, answer, ask, connected, cut, sse
 
 CHAT = b"/v1/chat/completions"
@@ -90,6 +92,39 @@ async def test_requests_on_one_connection_are_told_apart() -> None:
 
     assert [one.answer.body for one in taken] == [b"first", b"second"]
     assert recorder.take() == []
+
+
+@pytest.mark.parametrize(("at_once", "beside"), [(True, [0, 1]), (False, [0, 0])])
+async def test_requests_that_wait_beside_each_other_are_counted(at_once: bool, beside: list[int]) -> None:
+    with ScriptedUpstream([0.3, *answer(b"[1]")]) as upstream, Recorder(upstream.url) as recorder:
+        asking = [ask(recorder.url), ask(recorder.url)]
+        if at_once:
+            await asyncio.gather(*asking)
+        else:
+            for one in asking:
+                await one
+        taken = recorder.take()
+
+    assert [exchange.beside for exchange in taken] == beside
+
+
+@pytest.mark.parametrize(("at_once", "found"), [(1, []), (2, []), (3, ["asked 2 at once, not 3"])])
+def test_a_client_that_asks_one_after_another_does_not_ask_at_once(at_once: int, found: list[str]) -> None:
+    request = Seen(b"", "POST", CHAT, (), b"", 0)
+    passed = [Exchange(request, Answer(200, (), b"", complete=True), beside) for beside in (0, 1, 1)]
+    scenario = Scenario("x", "x", lambda asked: [], at_once=at_once)
+
+    assert not_the_scenario(scenario, Route(None, passed, passed)) == found
+    assert len(differences(scenario, Route(None, passed, passed), Route(None, passed, passed))) == len(found)
+
+
+@pytest.mark.parametrize("abandoned", [True, False])
+def test_a_client_that_only_stops_reading_does_not_leave(abandoned: bool) -> None:
+    request = Seen(b"", "POST", CHAT, (), b"", 0)
+    passed = [Exchange(request, Answer(200, (), b"data", complete=False, abandoned=abandoned))]
+    scenario = Scenario("x", "x", lambda asked: [], leaves=True)
+
+    assert not_the_scenario(scenario, Route(None, passed, passed)) == ([] if abandoned else ["did not hang up"])
 
 
 @pytest.mark.parametrize(

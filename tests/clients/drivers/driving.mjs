@@ -5,7 +5,7 @@ import { createRequire } from 'node:module'
 import { createInterface } from 'node:readline'
 
 export const ASKED = JSON.parse(readFileSync(new URL('asked.json', import.meta.url)))
-export const { model: MODEL, question: QUESTION, tool: TOOL, schema: SCHEMA } = ASKED
+export const { model: MODEL, question: QUESTION, questions: QUESTIONS, tool: TOOL, schema: SCHEMA } = ASKED
 export const { reasoning_model: REASONING_MODEL, claude: CLAUDE } = ASKED
 export const PICTURE = 'data:image/png;base64,' + ASKED.picture
 export const DOCUMENT = 'data:application/pdf;base64,' + ASKED.document

@@ -12,14 +12,21 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ASKED = json.loads((Path(__file__).parent / "asked.json").read_text())
-MODEL, QUESTION, TOOL, SCHEMA = ASKED["model"], ASKED["question"], ASKED["tool"], ASKED["schema"]
+MODEL, QUESTION, QUESTIONS, TOOL, SCHEMA = (
+    ASKED["model"],
+    ASKED["question"],
+    ASKED["questions"],
+    ASKED["tool"],
+    ASKED["schema"],
+)
 REASONING_MODEL, CLAUDE = ASKED["reasoning_model"], ASKED["claude"]
 PICTURE = "data:image/png;base64," + ASKED["picture"]
 DOCUMENT = "data:application/pdf;base64," + ASKED["document"]
@@ -53,6 +60,38 @@ def weather(city: str) -> str:
 def called(arguments: str) -> str:
     """The tool's result for a call's arguments as the model wrote them."""
     return weather(**json.loads(arguments))
+
+
+def by_threads(ask: Callable[[str], Any]) -> list[Any]:
+    """What a client that blocks answers to several questions at once."""
+    with ThreadPoolExecutor(len(QUESTIONS)) as threads:
+        return list(threads.map(ask, QUESTIONS))
+
+
+async def by_tasks(ask: Callable[[str], Awaitable[Any]]) -> list[Any]:
+    """What a client that does not block answers to several questions at once."""
+    return await asyncio.gather(*map(ask, QUESTIONS))
+
+
+async def cancelled(read: Callable[[Callable[[str], None]], Coroutine[Any, Any, None]]) -> dict[str, Any]:
+    """A task that reads a stream, and is cancelled while it waits for what comes after the last word.
+
+    Args:
+        read: reads the stream, and tells each word to the function that it is given.
+    """
+    words: list[str] = []
+    silence = asyncio.Event()
+
+    def hear(word: str) -> None:
+        words.append(word)
+        if word == ASKED["last_word"]:
+            silence.set()
+
+    reading = asyncio.create_task(read(hear))
+    await asyncio.wait([reading, asyncio.create_task(silence.wait())], return_when=asyncio.FIRST_COMPLETED)
+    reading.cancel()
+    (ended,) = await asyncio.gather(reading, return_exceptions=True)
+    return {"words": words, "ended": type(ended).__name__}
 
 
 def told(error: BaseException) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from openai import AsyncOpenAI
 from pydantic import BaseModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from driving import ASKED, MODEL, PICTURE, QUESTION, At, drive, told, weather
+from driving import ASKED, MODEL, PICTURE, QUESTION, At, by_tasks, drive, told, weather
 
 set_tracing_disabled(True)
 
@@ -51,16 +51,20 @@ async def ask(at: At, question: Any = QUESTION, **more: Any) -> Any:
     return seen(await Runner.run(agent(at, **more), question))
 
 
-async def stream(at: At, **more: Any) -> Any:
+async def stream(at: At, leave_at: str = "", **more: Any) -> Any:
+    """The texts as they came; leaves at a word where one is given."""
     texts: list[str] = []
     run = Runner.run_streamed(agent(at, **more), QUESTION)
     try:
         async for event in run.stream_events():
             if event.type == "raw_response_event" and event.data.type == "response.output_text.delta":
                 texts.append(event.data.delta)
+                if leave_at and leave_at in texts[-1]:
+                    run.cancel()
+                    break
     except Exception as error:
         return {"text": "".join(texts), "texts": texts, **told(error)}
-    return {"text": "".join(texts), "texts": texts, **seen(run)}
+    return {"text": "".join(texts), "texts": texts, **({} if leave_at else seen(run))}
 
 
 async def vision(at: At) -> Any:
@@ -102,6 +106,8 @@ drive(
         "too long": refused,
         "busy": ask,
         "cut": stream,
+        "leave": lambda at: stream(at, leave_at="opens"),
+        "parallel": lambda at: by_tasks(lambda question: ask(at, question)),
         "packed": ask,
         "packed stream": stream,
         "more fields": lambda at: ask(at, settings=ModelSettings(extra_body={"top_k": 5, "min_p": None})),

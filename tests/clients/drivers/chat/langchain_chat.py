@@ -9,7 +9,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from driving import ASKED, MODEL, PICTURE, QUESTION, SCHEMA, At, drive, told, weather
+from driving import ASKED, MODEL, PICTURE, QUESTION, QUESTIONS, SCHEMA, At, drive, told, weather
 
 USER = HumanMessage(QUESTION)
 
@@ -34,15 +34,19 @@ def ask(at: At, *messages: Any, **settings: Any) -> Any:
     return seen(model(at, **settings).invoke(list(messages) or [USER]))
 
 
-def stream(at: At, **settings: Any) -> Any:
-    """The chunks' texts, their sum, and the error that ended them, if one did."""
+def stream(at: At, leave_at: str = "", **settings: Any) -> Any:
+    """The chunks' texts, their sum, and the error that ended them, if one did; leaves at a word where one is given."""
     chunks: list[Any] = []
     ending = {}
+    running = model(at, **settings).stream([USER])
     try:
-        for chunk in model(at, **settings).stream([USER]):
-            chunks.append(chunk)  # noqa: PERF402 (those before an error count, too)
+        for chunk in running:
+            chunks.append(chunk)
+            if leave_at and leave_at in str(chunk.content):
+                break
     except Exception as error:
         ending = told(error)
+    running.close()
     texts = [chunk.content for chunk in chunks]
     usage = [chunk.usage_metadata for chunk in chunks]
     return {"text": "".join(texts), "texts": texts, "usage": usage, **ending}
@@ -112,6 +116,8 @@ drive(
         "too long": refused,
         "busy": ask,
         "cut": stream,
+        "leave": lambda at: stream(at, leave_at="opens"),
+        "parallel": lambda at: [seen(said) for said in model(at).batch(QUESTIONS)],
         "packed": ask,
         "packed stream": stream,
         "more fields": lambda at: ask(at, extra_body={"top_k": 5, "min_p": None}),

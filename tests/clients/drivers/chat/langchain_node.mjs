@@ -2,7 +2,7 @@
 
 import { AIMessage, ChatMessage, HumanMessage, ToolMessage } from '@langchain/core/messages'
 import { ChatOpenAI, OpenAIEmbeddings } from '@langchain/openai'
-import { ASKED, MODEL, MORE_FIELDS, MORE_QUERY, PICTURE, QUESTION, SCHEMA, TOOL, drive, told, weather } from '../driving.mjs'
+import { ASKED, MODEL, MORE_FIELDS, MORE_QUERY, PICTURE, QUESTION, QUESTIONS, SCHEMA, TOOL, drive, told, weather } from '../driving.mjs'
 
 const USER = new HumanMessage(QUESTION)
 
@@ -16,12 +16,15 @@ const seen = ({ content, additional_kwargs, response_metadata, usage_metadata, t
 const ask = async (at, settings, messages = [USER], configuration = {}) =>
   seen(await model(at, settings, configuration).invoke(messages))
 
-// The chunks that came, and the error that ended them, if one did.
-async function stream(at, settings = {}) {
+// The chunks that came, and the error that ended them, if one did; leaves at a word where one is given.
+async function stream(at, settings = {}, leaveAt = undefined) {
   const chunks = []
   let ending = {}
   try {
-    for await (const chunk of await model(at, settings).stream([USER])) chunks.push(seen(chunk))
+    for await (const chunk of await model(at, settings).stream([USER])) {
+      chunks.push(seen(chunk))
+      if (leaveAt && chunk.content.includes(leaveAt)) break
+    }
   } catch (error) {
     ending = told(error)
   }
@@ -82,6 +85,8 @@ drive(
     'too long': refused,
     busy: at => ask(at),
     cut: at => stream(at),
+    leave: at => stream(at, {}, 'opens'),
+    parallel: async at => (await model(at).batch(QUESTIONS)).map(seen),
     packed: at => ask(at),
     'packed stream': at => stream(at),
     'more fields': at => ask(at, { modelKwargs: MORE_FIELDS }),

@@ -9,7 +9,7 @@ os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"  # or it fetches a table of 
 import litellm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from driving import ASKED, MODEL, PICTURE, QUESTION, SCHEMA, TOOL, At, called, drive, told
+from driving import ASKED, MODEL, PICTURE, QUESTION, SCHEMA, TOOL, At, by_threads, called, drive, told
 
 USER = {"role": "user", "content": QUESTION}
 PERSON = {"type": "json_schema", "json_schema": {"name": "Person", "strict": True, "schema": SCHEMA}}
@@ -31,6 +31,7 @@ def ask(at: At, *messages: Any, **more: Any) -> Any:
 
 
 def stream(at: At, **more: Any) -> Any:
+    """All chunks that came, and the error that ended them, if one did."""
     chunks: list[Any] = []
     ending = {}
     try:
@@ -40,6 +41,20 @@ def stream(at: At, **more: Any) -> Any:
         ending = told(error)
     text = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"])
     return {"text": text, "chunks": chunks, **ending}
+
+
+async def leave(at: At) -> Any:
+    """Only a stream of its asynchronous half can be closed."""
+    chunks: list[Any] = []
+    running = await litellm.acompletion(
+        f"openai/{MODEL}", messages=[USER], base_url=at.base_url, api_key=at.key, stream=True
+    )
+    async for chunk in running:
+        chunks.append(seen(chunk))
+        if "opens" in str(chunks[-1]["choices"]):
+            break
+    await running.aclose()
+    return chunks
 
 
 def results(said: Any) -> list[Any]:
@@ -94,6 +109,8 @@ drive(
         "too long": refused,
         "busy": lambda at: ask(at, max_retries=2),
         "cut": stream,
+        "leave": leave,
+        "parallel": lambda at: by_threads(lambda question: ask(at, {"role": "user", "content": question})),
         "packed": ask,
         "packed stream": stream,
         "more fields": lambda at: ask(at, extra_body={"top_k": 5, "min_p": None}),

@@ -1,16 +1,18 @@
 """LlamaIndex's OpenAI."""
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock
 from llama_index.core.tools import FunctionTool
 from llama_index.llms.openai import OpenAI
 from pydantic import BaseModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from driving import ASKED, MODEL, MORE_FIELDS, MORE_QUERY, PICTURE, QUESTION, At, drive, told, weather
+from driving import ASKED, MODEL, MORE_FIELDS, MORE_QUERY, PICTURE, QUESTION, At, by_threads, drive, told, weather
 
 USER = ChatMessage(role=MessageRole.USER, content=QUESTION)
 TOOLS = [FunctionTool.from_defaults(weather)]
@@ -88,6 +90,20 @@ def refused(at: At) -> Any:
         return told(error)
 
 
+def leave(at: At) -> Any:
+    """Its streams hold their connection until they are collected as garbage, so the client beneath them is closed."""
+    with httpx.Client() as beneath:
+        running = model(at, http_client=beneath).stream_chat([USER])
+        return [
+            seen(answer) for answer in itertools.takewhile(lambda answer: answer.delta != ASKED["last_word"], running)
+        ]
+
+
+def parallel(at: At) -> Any:
+    llm = model(at)
+    return by_threads(lambda question: seen(llm.chat([ChatMessage(role=MessageRole.USER, content=question)])))
+
+
 def cookies(at: At) -> Any:
     llm = model(at)
     return [seen(llm.chat([USER])) for _ in range(2)]
@@ -109,6 +125,8 @@ drive(
         "too long": refused,
         "busy": ask,
         "cut": stream,
+        "leave": leave,
+        "parallel": parallel,
         "packed": ask,
         "packed stream": stream,
         "more fields": lambda at: ask(at, more={"extra_body": MORE_FIELDS}),

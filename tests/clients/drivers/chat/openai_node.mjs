@@ -1,7 +1,7 @@
 // The SDK of OpenAI for Node.
 
 import OpenAI from 'openai'
-import { ASKED, MODEL, PICTURE, QUESTION, SCHEMA, TOOL, drive, told, weather } from '../driving.mjs'
+import { ASKED, MODEL, PICTURE, QUESTION, QUESTIONS, SCHEMA, TOOL, drive, told, weather } from '../driving.mjs'
 
 const USER = { role: 'user', content: QUESTION }
 const PERSON = { type: 'json_schema', json_schema: { name: 'Person', strict: true, schema: SCHEMA } }
@@ -10,12 +10,15 @@ const client = ({ baseURL, key }) => new OpenAI({ baseURL, apiKey: key })
 const ask = (at, messages = [USER], more = {}, options = {}) =>
   client(at).chat.completions.create({ model: MODEL, messages, ...more }, options)
 
-// All chunks that came, and the error that ended them, if one did.
-async function stream(at, more = {}) {
+// All chunks that came, and the error that ended them, if one did; leaves at a word where one is given.
+async function stream(at, more = {}, leaveAt = undefined) {
   const chunks = []
   let ending = {}
   try {
-    for await (const chunk of await ask(at, [USER], { stream: true, ...more })) chunks.push(chunk)
+    for await (const chunk of await ask(at, [USER], { stream: true, ...more })) {
+      chunks.push(chunk)
+      if (leaveAt && chunk.choices[0]?.delta.content?.includes(leaveAt)) break
+    }
   } catch (error) {
     ending = told(error)
   }
@@ -68,6 +71,8 @@ drive(
     'too long': refused,
     busy: at => ask(at),
     cut: stream,
+    leave: at => stream(at, {}, 'opens'),
+    parallel: at => Promise.all(QUESTIONS.map(content => ask(at, [{ role: 'user', content }]))),
     packed: at => ask(at),
     'packed stream': at => stream(at),
     'more fields': at => ask(at, [USER], { top_k: 5, min_p: null, provider: { order: ['a', 'b'] } }),

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from driving import ASKED, MODEL, PICTURE, QUESTION, SCHEMA, TOOL, At, called, drive, told
+from driving import ASKED, MODEL, PICTURE, QUESTION, SCHEMA, TOOL, At, by_threads, called, drive, told
 
 USER = {"role": "user", "content": QUESTION}
 PERSON = {"type": "json_schema", "json_schema": {"name": "Person", "strict": True, "schema": SCHEMA}}
@@ -22,14 +22,17 @@ def ask(at: At, *messages: Any, **more: Any) -> Any:
         return sdk.chat.completions.create(model=MODEL, messages=messages or [USER], **more).model_dump()
 
 
-def stream(at: At, **more: Any) -> Any:
-    """All chunks that came, and the error that ended them, if one did."""
+def stream(at: At, leave_at: str = "", **more: Any) -> Any:
+    """All chunks that came, and the error that ended them, if one did; leaves at a word where one is given."""
     chunks: list[Any] = []
     ending = {}
     with client(at) as sdk:
         try:
-            for chunk in sdk.chat.completions.create(model=MODEL, messages=[USER], stream=True, **more):
-                chunks.append(chunk.model_dump())
+            with sdk.chat.completions.create(model=MODEL, messages=[USER], stream=True, **more) as running:
+                for chunk in running:
+                    chunks.append(chunk.model_dump())
+                    if leave_at and leave_at in str(chunks[-1]["choices"]):
+                        break
         except Exception as error:
             ending = told(error)
     text = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"])
@@ -76,6 +79,15 @@ def refused(at: At) -> Any:
         return told(error)
 
 
+def parallel(at: At) -> Any:
+    """One client for all threads."""
+    with client(at) as sdk:
+        made = by_threads(
+            lambda question: sdk.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": question}])
+        )
+    return [one.model_dump() for one in made]
+
+
 def cookies(at: At) -> Any:
     with client(at) as sdk:
         made = [sdk.chat.completions.create(model=MODEL, messages=[USER]) for _ in range(2)]
@@ -109,6 +121,8 @@ drive(
         "too long": refused,
         "busy": ask,
         "cut": stream,
+        "leave": lambda at: stream(at, leave_at="opens"),
+        "parallel": parallel,
         "packed": ask,
         "packed stream": stream,
         "more fields": lambda at: ask(at, extra_body={"top_k": 5, "min_p": None, "provider": {"order": ["a", "b"]}}),

@@ -13,7 +13,7 @@ from pydantic_ai.profiles.openai import OpenAIModelProfile
 from pydantic_ai.providers.openai import OpenAIProvider
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from driving import ASKED, MODEL, PICTURE, QUESTION, At, drive, told, weather
+from driving import ASKED, MODEL, PICTURE, QUESTION, At, by_tasks, drive, told, weather
 
 
 class Person(BaseModel):
@@ -52,7 +52,8 @@ async def ask(at: At, question: Any = QUESTION, settings: Any = None, **more: An
     return seen(await agent(at, **more).run(question, model_settings=settings))
 
 
-async def stream(at: At, **more: Any) -> Any:
+async def stream(at: At, leave_at: str = "", **more: Any) -> Any:
+    """The texts as they came; leaves at a word where one is given."""
     texts: list[str] = []
     ending: dict[str, Any] = {}
     said: Any = []
@@ -60,6 +61,8 @@ async def stream(at: At, **more: Any) -> Any:
         async with agent(at, **more).run_stream(QUESTION) as run:
             async for text in run.stream_text(delta=True, debounce_by=None):
                 texts.append(text)
+                if leave_at and leave_at in text:
+                    break
             said = answers(run.all_messages())
     except Exception as error:
         ending = told(error)
@@ -123,6 +126,8 @@ drive(
         "too long": refused,
         "busy": ask,
         "cut": stream,
+        "leave": lambda at: stream(at, leave_at="opens"),
+        "parallel": lambda at: by_tasks(lambda question: ask(at, question)),
         "packed": ask,
         "packed stream": stream,
         "more fields": lambda at: ask(at, settings={"extra_body": {"top_k": 5, "min_p": None}}),

@@ -2,7 +2,7 @@
 
 import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
 import { embedMany, generateText, jsonSchema, Output, stepCountIs, streamText, tool } from 'ai'
-import { ASKED, MODEL, PICTURE, QUESTION, SCHEMA, TOOL, drive, told, weather } from '../driving.mjs'
+import { ASKED, MODEL, PICTURE, QUESTION, QUESTIONS, SCHEMA, TOOL, drive, told, weather } from '../driving.mjs'
 
 const provider = ({ baseURL, key }, more = {}) =>
   createOpenAICompatible({ name: 'there', baseURL, apiKey: key, includeUsage: true, supportsStructuredOutputs: true, ...more })
@@ -15,14 +15,20 @@ const seen = ({ text, usage, finishReason, toolCalls, toolResults, response }) =
 
 const ask = async (at, more, settings) => seen(await generateText(asked(at, more, settings)))
 
-async function stream(at, more = {}) {
+// The parts as they came; leaves at a word where one is given.
+async function stream(at, more = {}, leaveAt = undefined) {
   const parts = []
   let ending = {}
-  const result = streamText({ ...asked(at, more), onError: () => {} })
+  const leaving = new AbortController()
+  const result = streamText({ ...asked(at, more), abortSignal: leaving.signal, onError: () => {} })
   try {
     for await (const part of result.fullStream) {
       if (part.type === 'error') ending = told(part.error)
       else parts.push({ type: part.type, text: part.text, toolName: part.toolName, input: part.input, output: part.output, usage: part.totalUsage })
+      if (leaveAt && part.text?.includes(leaveAt)) {
+        leaving.abort()
+        break
+      }
     }
   } catch (error) {
     ending = told(error)
@@ -75,6 +81,8 @@ drive(
     'too long': refused,
     busy: ask,
     cut: stream,
+    leave: at => stream(at, {}, 'opens'),
+    parallel: at => Promise.all(QUESTIONS.map(prompt => ask(at, { prompt }))),
     packed: ask,
     'packed stream': at => stream(at),
     'more fields': at => ask(at, options({ top_k: 5, min_p: null, provider: { order: ['a', 'b'] } })),

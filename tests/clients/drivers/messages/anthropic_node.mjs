@@ -2,7 +2,7 @@
 
 import Anthropic from '@anthropic-ai/sdk'
 import {
-  ASKED, CLAUDE, LARGE, MORE_FIELDS, MORE_HEADERS, MORE_QUERY, QUESTION, SCHEMA, TOOL, drive, rootOf, told, weather,
+  ASKED, CLAUDE, LARGE, MORE_FIELDS, MORE_HEADERS, MORE_QUERY, QUESTION, QUESTIONS, SCHEMA, TOOL, drive, rootOf, told, weather,
 } from '../driving.mjs'
 
 const USER = { role: 'user', content: QUESTION }
@@ -124,6 +124,7 @@ drive(
     'error event': at => stream(at),
     cut: at => stream(at),
     leave: at => stream(at, {}, 'opens'),
+    parallel: at => Promise.all(QUESTIONS.map(content => ask(at, { messages: [{ role: 'user', content }] }))),
     packed: at => ask(at),
     'packed stream': at => stream(at),
     'more fields': at => ask(at, MORE_FIELDS),

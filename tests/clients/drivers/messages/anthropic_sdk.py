@@ -19,6 +19,7 @@ from driving import (
     SCHEMA,
     TOOL,
     At,
+    by_threads,
     drive,
     told,
     weather,
@@ -152,6 +153,13 @@ def batch(at: At) -> Any:
         return [each.model_dump() for each in (begun, found, sdk.messages.batches.cancel(begun.id))]
 
 
+def parallel(at: At) -> Any:
+    """One client for all threads."""
+    with client(at) as sdk:
+        said = by_threads(lambda question: made(sdk, {"role": "user", "content": question}))
+    return [one.model_dump() for one in said]
+
+
 def cookies(at: At) -> Any:
     with client(at) as sdk:
         return [made(sdk).model_dump() for _ in range(2)]
@@ -195,6 +203,7 @@ drive(
         "error event": stream,
         "cut": stream,
         "leave": lambda at: stream(at, leave_at="opens"),
+        "parallel": parallel,
         "packed": ask,
         "packed stream": stream,
         "more fields": lambda at: ask(at, extra_body=MORE_FIELDS),

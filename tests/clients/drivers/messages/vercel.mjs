@@ -2,7 +2,7 @@
 
 import { createAnthropic } from '@ai-sdk/anthropic'
 import { generateText, jsonSchema, Output, stepCountIs, streamText, tool } from 'ai'
-import { ASKED, CLAUDE, DOCUMENT, LARGE_PICTURE, MORE_HEADERS, PICTURE, QUESTION, SCHEMA, TOOL, drive, told, weather } from '../driving.mjs'
+import { ASKED, CLAUDE, DOCUMENT, LARGE_PICTURE, MORE_HEADERS, PICTURE, QUESTION, QUESTIONS, SCHEMA, TOOL, drive, told, weather } from '../driving.mjs'
 
 const anthropic = ({ baseURL, key }) => createAnthropic({ baseURL, apiKey: key })
 const asked = (at, { model = CLAUDE, ...more } = {}) => ({ model: anthropic(at)(model), prompt: QUESTION, ...more })
@@ -102,6 +102,7 @@ drive(
     'error event': stream,
     cut: stream,
     leave: at => stream(at, {}, 'opens'),
+    parallel: at => Promise.all(QUESTIONS.map(prompt => ask(at, { prompt }))),
     packed: ask,
     'packed stream': at => stream(at),
     'more headers': at => ask(at, { headers: MORE_HEADERS }),

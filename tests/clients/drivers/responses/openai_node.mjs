@@ -2,7 +2,7 @@
 
 import OpenAI from 'openai'
 import {
-  ASKED, DOCUMENT, LARGE_PICTURE, MODEL, MORE_FIELDS, MORE_HEADERS, MORE_QUERY, PICTURE, QUESTION, REASONING_MODEL, SCHEMA, TOOL,
+  ASKED, DOCUMENT, LARGE_PICTURE, MODEL, MORE_FIELDS, MORE_HEADERS, MORE_QUERY, PICTURE, QUESTION, QUESTIONS, REASONING_MODEL, SCHEMA, TOOL,
   drive, told, weather,
 } from '../driving.mjs'
 
@@ -108,6 +108,7 @@ drive(
     down: at => ask(at),
     cut: at => stream(at),
     leave: at => stream(at, {}, 'opens'),
+    parallel: at => Promise.all(QUESTIONS.map(input => ask(at, { input }))),
     packed: at => ask(at),
     'packed stream': at => stream(at),
     'more fields': at => ask(at, MORE_FIELDS),

@@ -23,6 +23,7 @@ from driving import (
     SCHEMA,
     TOOL,
     At,
+    by_threads,
     called,
     drive,
     told,
@@ -131,6 +132,13 @@ def missing(at: At) -> Any:
         return sdk.responses.retrieve("resp_68f1a0c2").model_dump()
 
 
+def parallel(at: At) -> Any:
+    """One client for all threads."""
+    with client(at) as sdk:
+        made = by_threads(lambda question: sdk.responses.create(model=MODEL, input=question))
+    return [one.model_dump() for one in made]
+
+
 def cookies(at: At) -> Any:
     with client(at) as sdk:
         return [sdk.responses.create(model=MODEL, input=QUESTION).model_dump() for _ in range(2)]
@@ -174,6 +182,7 @@ drive(
         "down": ask,
         "cut": stream,
         "leave": lambda at: stream(at, leave_at="opens"),
+        "parallel": parallel,
         "packed": ask,
         "packed stream": stream,
         "more fields": lambda at: ask(at, extra_body=MORE_FIELDS),

@@ -3,7 +3,7 @@
 import { createOpenAI } from '@ai-sdk/openai'
 import { generateText, jsonSchema, Output, stepCountIs, streamText, tool } from 'ai'
 import {
-  ASKED, DOCUMENT, LARGE_PICTURE, MODEL, MORE_HEADERS, PICTURE, QUESTION, REASONING_MODEL, SCHEMA, TOOL, drive, told, weather,
+  ASKED, DOCUMENT, LARGE_PICTURE, MODEL, MORE_HEADERS, PICTURE, QUESTION, QUESTIONS, REASONING_MODEL, SCHEMA, TOOL, drive, told, weather,
 } from '../driving.mjs'
 
 const openai = ({ baseURL, key }) => createOpenAI({ baseURL, apiKey: key })
@@ -98,6 +98,7 @@ drive(
     down: ask,
     cut: stream,
     leave: at => stream(at, {}, 'opens'),
+    parallel: at => Promise.all(QUESTIONS.map(prompt => ask(at, { prompt }))),
     packed: ask,
     'packed stream': at => stream(at),
     'more headers': at => ask(at, { headers: MORE_HEADERS }),
