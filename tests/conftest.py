@@ -20,7 +20,7 @@ from hypothesis import settings
 from memory.postgres import EmbeddedPostgres, start
 from memory.store.migrate import migrate
 from memory.store.pool import Pool
-from tests.proxied import Provider, Proxy, proxying
+from tests.proxied import PATIENT, Provider, Proxy, proxying
 from tests.scripted import ScriptedUpstream
 
 PLACE = tempfile.gettempdir() if shutil.disk_usage("/dev/shm").free < 2**30 else "/dev/shm"  # a disk is slow to copy on
@@ -101,8 +101,8 @@ def dsn(new_database: NewDatabase) -> Iterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def open_pool(dsn: str, size: int = 8) -> AsyncIterator[Pool]:
-    made = Pool(dsn, size)
+async def open_pool(dsn: str, size: int = 8, wait_seconds: float = PATIENT.database_seconds) -> AsyncIterator[Pool]:
+    made = Pool(dsn, size, wait_seconds)
     await made.open()
     try:
         yield made
