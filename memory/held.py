@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from memory.bounded import Bounded
 from memory.errors import StoreError
-from memory.store.pool import WAIT_SECONDS, Pool
+from memory.store.pool import Pool
 from memory.store.quarantine import load_held
 
 HEARD_SECONDS = 600.0  # how long what was read holds while signals are heard, should one be lost
@@ -55,7 +55,7 @@ class Held:
             return known
         epoch, began = self._epoch, self._now()
         try:
-            async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
+            async with self._pool.tenant(tenant, self._pool.wait_seconds) as connection:
                 number, seals = await load_held(connection, tenant)
         except StoreError:
             return known._replace(epoch=epoch)  # what was never folded here has left nothing here

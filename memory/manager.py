@@ -47,7 +47,7 @@ from memory.seal import without_sealed
 from memory.settings import Settings
 from memory.spending import Spending
 from memory.store.chunks import are_embedded, similarities
-from memory.store.pool import WAIT_SECONDS, Pool
+from memory.store.pool import Pool
 from memory.store.turns import FoldRow, LineState, attempt_id, find_line, load_path, pack, storable
 from memory.store.usage import Spent
 from memory.tokens import REPLY_TOKENS, Counter, is_measured
@@ -248,7 +248,7 @@ class MemoryManager:
 
     async def _with_cut_history(self, wire: Prepared, counted: Counted, tip: bytes, dialect: Dialect) -> Counted:
         """The request on the line that its client cut: what was cut off can be searched and named again."""
-        async with self._pool.tenant(wire.caller.tenant, WAIT_SECONDS) as connection:
+        async with self._pool.tenant(wire.caller.tenant, self._pool.wait_seconds) as connection:
             rows = await load_path(connection, wire.caller.tenant, tip)
         earlier = [(node, dialect.message_of(raw)) for node, raw in rows]
         tokens = self._counter.messages([message for _, message in earlier], wire.model.encoding)
@@ -345,11 +345,11 @@ class MemoryManager:
         if self._embedder is None or not gone or not newest.strip():
             return {}
         try:
-            async with self._pool.tenant(caller.tenant, WAIT_SECONDS) as connection:
+            async with self._pool.tenant(caller.tenant, self._pool.wait_seconds) as connection:
                 if not await are_embedded(connection, caller.tenant, self._embedder.name, list(gone)):
                     return {}
             vector = (await self._embedder.embed([newest]))[0]
-            async with self._pool.tenant(caller.tenant, WAIT_SECONDS) as connection:
+            async with self._pool.tenant(caller.tenant, self._pool.wait_seconds) as connection:
                 found = await similarities(connection, caller.tenant, self._embedder.name, list(gone), vector)
         except (StoreError, ModelError) as error:
             log.info("searching by words alone", reason=str(error))

@@ -18,7 +18,7 @@ from memory.errors import InvalidRequest, SpoolError, StoreError, StoreRefused
 from memory.identify import Line, child, session_id, text_id
 from memory.messages import ChatRequest, Message
 from memory.spool import Spool
-from memory.store.pool import WAIT_SECONDS, Pool
+from memory.store.pool import Pool
 from memory.store.turns import (
     FoldRow,
     NodeRow,
@@ -211,7 +211,7 @@ class Recorder:
         return written
 
     async def _write(self, turn: TurnRecord, replays: bool = False) -> str:
-        writer, wait_seconds = (self._replaying, REPLAY_SECONDS) if replays else (self._writer, WAIT_SECONDS)
+        writer, wait_seconds = (self._replaying, REPLAY_SECONDS) if replays else (self._writer, self._pool.wait_seconds)
         *first, last = batches(turn.nodes) or [()]
         for batch in first:
             async with self._pool.connection(wait_seconds) as connection:

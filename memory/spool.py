@@ -42,12 +42,15 @@ PENDING, DRAINED = b"wait", b"done"  # all but a whole "done" is pending: rather
 STATE_AT = 8  # where in a frame its state is
 SEARCH_BYTES = 1 << 20
 MAX_RECORD_BYTES = 1 << 30
+DISK_SECONDS = 0.25  # whoever has a request to answer waits no longer than this for the disk
 
 
 class Spool:
     """A durable queue of records in one folder."""
 
-    def __init__(self, path: Path, *, timeout_seconds: float = 0.25, fsync: Callable[[int], None] = os.fsync) -> None:
+    def __init__(
+        self, path: Path, *, timeout_seconds: float = DISK_SECONDS, fsync: Callable[[int], None] = os.fsync
+    ) -> None:
         """`path` names the file that grows; its folder is made at the first append. `fsync` is for tests."""
         self._path = path
         self._timeout_seconds = timeout_seconds

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
 from types import FrameType
+from typing import NamedTuple
 
 import asyncpg
 import structlog
@@ -26,9 +27,9 @@ from memory.manager import MemoryManager
 from memory.models import ModelTable
 from memory.nouns import Clock, utc_now
 from memory.recorder import Recorder
-from memory.spool import Spool
+from memory.spool import DISK_SECONDS, Spool
 from memory.store.migrate import migrate
-from memory.store.pool import AWAY, Pool
+from memory.store.pool import AWAY, WAIT_SECONDS, Pool
 from memory.store.secrets import load_pepper
 from memory.summarize import upstream as summarized_by
 from memory.table import known_models
@@ -67,12 +68,23 @@ def admin() -> list[Route]:
     ]
 
 
+class Waits(NamedTuple):
+    """How long a request waits at most for what it could do without."""
+
+    database_seconds: float = WAIT_SECONDS
+    disk_seconds: float = DISK_SECONDS  # where the database is away
+
+
+USUAL = Waits()
+
+
 class App:
     """The ASGI application: the data plane as plain callables, all else as Starlette routes beside it."""
 
-    def __init__(self, config: Config | None = None, clock: Clock = utc_now) -> None:
+    def __init__(self, config: Config | None = None, clock: Clock = utc_now, waits: Waits = USUAL) -> None:
         self._config = config
         self._clock = clock
+        self._waits = waits
         self._parts: Parts | None = None
         self._admin: ASGIApp = Starlette(
             routes=admin(), lifespan=self._lifespan, exception_handlers={404: manage.missing, Exception: manage.broken}
@@ -100,7 +112,7 @@ class App:
             dsn = await stack.enter_async_context(database(config))
             config = await stack.enter_async_context(job_worker(config, dsn))
             config = await stack.enter_async_context(providers(config))
-            self._parts = await build(config, dsn, stack, self._clock)
+            self._parts = await build(config, dsn, stack, self._clock, self._waits)
             admin.state.parts = self._parts
             yield
             if self._parts.background:
@@ -108,13 +120,13 @@ class App:
             await self._parts.memory.spending.write()
 
 
-async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = utc_now) -> Parts:
+async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = utc_now, waits: Waits = USUAL) -> Parts:
     """Wire the parts; what must end is pushed on the stack."""
     models = ModelTable(config.overrides)
     metrics = Metrics(known_models(models))
-    pool = Pool(dsn)
+    pool = Pool(dsn, wait_seconds=waits.database_seconds)
     stack.push_async_callback(pool.close)
-    spool = Spool(config.data_dir / "spool" / "turns")
+    spool = Spool(config.data_dir / "spool" / "turns", timeout_seconds=waits.disk_seconds)
     stack.callback(spool.close)
     recorder = Recorder(pool, spool)
     upstreams = Upstreams(config)
@@ -124,12 +136,12 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     client = await stack.enter_async_context(client_without_cookies())
     embedding = embedder_for(config)
     counter = Counter()
-    programs = Pool(dsn, size=4)  # of their own: a timeout shuts the gate of a pool for all who use it
+    programs = Pool(dsn, 4, waits.database_seconds)  # of their own: a timeout shuts a pool's gate for all who use it
     stack.push_async_callback(programs.close)
     shorter = summarizer_for(config, models, counter, metrics)
     whole = memory(programs, dsn, counter, models, config.settings, clock, embedding, shorter, metrics)
     manager = MemoryManager(
-        config.settings, pool, recorder, models, counter, embedding, Bring(whole.items),
+        config.settings, pool, recorder, models, counter, embedding, Bring(whole.items, waits.database_seconds),
         lambda: whole.signals.is_connected,
     )  # fmt: skip
     stack.callback(whole.signals.listen(manager.heard))

@@ -211,6 +211,7 @@ class Conversation:
         self._dialect = dialect
         self._started = started
         self._first_byte: float | None = None
+        self._is_reported = False
 
     async def run(self, prepared: Prepared, may_retry: bool = True) -> None:
         """Forward, relay, record. What is refused may be sent once more: compacted if it was too long, elsewhere if
@@ -293,10 +294,12 @@ class Conversation:
                 if answer.is_terminal and not recorded:
                     recorded = True
                     await self._record(prepared, opening, status_of(reply), answer.heard, reply.status)
+                    self._report(prepared, reply)
                     await exchange.send(answer.held)
             if not recorded:
                 recorded = True
                 await self._record(prepared, opening, status_of(reply), answer.heard, reply.status)
+            self._report(prepared, reply)
             await exchange.send(b"" if answer.is_terminal else answer.held, more=False)
         except UpstreamCut:
             recorded = True
@@ -385,7 +388,10 @@ class Conversation:
         self._parts.metrics.record.observe(time.perf_counter() - now)
 
     def _report(self, prepared: Prepared, reply: Reply) -> None:
-        """The request's one line, and its counters."""
+        """The request's one line, and its counters: once, and before the client can see the answer's end."""
+        if self._is_reported:
+            return
+        self._is_reported = True
         metrics = self._parts.metrics
         metrics.requests.labels(prepared.mode, f"{reply.status // 100}xx").inc()
         metrics.upstreams.labels(self._way.name, f"{reply.status // 100}xx").inc()

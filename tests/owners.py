@@ -1,8 +1,11 @@
 """Processes that own an embedded PostgreSQL, as some user, and do what a test tells them."""
 
+import contextlib
 import json
 import os
+import random
 import shutil
+import socket
 import stat
 import subprocess
 import sys
@@ -108,6 +111,17 @@ class Owner:
     def end(self) -> None:
         self.process.kill()
         self.process.communicate()
+
+
+def free_port() -> int:
+    """A port that an embedded server may have: below those that outgoing connections take, and drawn, so that runs
+    beside each other hardly meet."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(true: Callable[[], bool], seconds: float) -> None:

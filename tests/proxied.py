@@ -19,8 +19,9 @@ import httpx
 import openai
 
 from memory.nouns import Clock, utc_now
+from memory.store.pool import WAIT_SECONDS
 from memory.tokens import REPLY_TOKENS, Counter
-from proxy.app import App
+from proxy.app import App, Waits
 from proxy.chat import Parts
 from proxy.config import Config, ModelSection
 from proxy.wire.openai import SHAPE
@@ -37,6 +38,8 @@ MODELS = {
     ),
     "wide-128k": ModelSection(context_window=131_072),
 }
+PATIENT = Waits(5.0, 5.0)  # a machine that tests share may take longer than a request waits
+HURRIED = PATIENT._replace(database_seconds=WAIT_SECONDS)  # where the database is to be away
 BLOCK = re.compile(r"<earlier-messages id=([0-9a-f]+)>")
 
 
@@ -217,7 +220,7 @@ class Proxy:
 
     def get(self, path: str, key: str | None = "sk-alice") -> httpx.Response:
         headers = {"authorization": f"Bearer {key}"} if key else {}
-        return httpx.get(f"{self.url}{path}", headers=headers, timeout=30)
+        return httpx.get(f"{self.url}{path}", headers=headers, timeout=60)
 
     def explain(self, turn: str, key: str = "sk-alice") -> Json:
         """A turn's explanation, of its newest attempt."""
@@ -233,7 +236,9 @@ class Proxy:
 
 
 @contextlib.contextmanager
-def proxying(upstream: str, dsn: str, folder: Path, clock: Clock = utc_now, **settings: Any) -> Iterator[Proxy]:
+def proxying(
+    upstream: str, dsn: str, folder: Path, clock: Clock = utc_now, waits: Waits = PATIENT, **settings: Any
+) -> Iterator[Proxy]:
     """The whole application under uvicorn, without the parent process and its job worker."""
     given: Mapping[str, Any] = {
         "upstream": f"{upstream}/v1",
@@ -244,6 +249,6 @@ def proxying(upstream: str, dsn: str, folder: Path, clock: Clock = utc_now, **se
         "models": MODELS,
     }
     config = Config(**(given | settings))
-    app = App(config, clock)
+    app = App(config, clock, waits)
     with serve_asgi(app, lifespan="on") as url:
         yield Proxy(url, app, config)

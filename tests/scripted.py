@@ -6,8 +6,9 @@ Three tools for tests over real sockets:
     with serve_asgi(app) as base_url: ...                               # our application under uvicorn
     client = await RawClient.to(base_url)                               # no HTTP library in between
 
-A script is a list of steps for each request: bytes are written as they are, a number pauses for that many seconds,
-and the words of `End` close the connection in one way or another. `answer` writes the usual ones.
+A script is a list of steps for each request: bytes are written as they are, a number pauses for that many seconds, an
+event waits until the test sets it, and the words of `End` close the connection in one way or another. `answer` writes
+the usual ones.
 """
 
 import asyncio
@@ -31,7 +32,7 @@ class End(StrEnum):
     HANG = "hang"  # nothing more comes; the connection stays open
 
 
-Step = bytes | float | End
+Step = bytes | float | threading.Event | End
 Steps = Sequence[Step]
 
 
@@ -149,12 +150,12 @@ class ScriptedUpstream:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        self._ready.wait(5)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
-        self._thread.join(5)
+        self._thread.join(60)
 
     def steps_for(self, request: Seen) -> Steps:
         if callable(self.script):
@@ -165,14 +166,13 @@ class ScriptedUpstream:
             return self.script[number]  # type: ignore[return-value]
         return self.script  # type: ignore[return-value]
 
-    async def until(self, promise: Callable[["ScriptedUpstream"], bool], timeout_seconds: float = 5) -> float:
-        """Wait until something is true of this upstream; how long it took, in seconds."""
+    async def until(self, promise: Callable[["ScriptedUpstream"], bool], timeout_seconds: float = 15) -> None:
+        """Wait until something is true of this upstream."""
         began = time.monotonic()
         while not promise(self):
             if time.monotonic() - began > timeout_seconds:
                 raise AssertionError(f"the upstream waited {timeout_seconds} seconds in vain: {vars(self)}")
             await asyncio.sleep(0.005)
-        return time.monotonic() - began
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -262,6 +262,9 @@ class _Connection(asyncio.Protocol):
                     reset(self.transport)
                 case End.HANG:
                     await asyncio.Event().wait()
+                case threading.Event():
+                    while not step.is_set():
+                        await asyncio.sleep(0.005)
                 case seconds:
                     await asyncio.sleep(float(seconds))
         self.task = None
@@ -345,7 +348,7 @@ def serve_asgi(app: Any, **settings: Any) -> Iterator[str]:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
-        thread.join(10)
+        thread.join(120)
         listener.close()
 
 
@@ -385,12 +388,12 @@ class RawClient:
         self.writer.write(data)
         await self.writer.drain()
 
-    async def answer(self, method: str = "GET", timeout_seconds: float = 10) -> Got:
+    async def answer(self, method: str = "GET", timeout_seconds: float = 60) -> Got:
         """Read one answer to its end, or to where it breaks off."""
         async with asyncio.timeout(timeout_seconds):
             return await self._answer(method)
 
-    async def head(self, timeout_seconds: float = 10) -> bytes:
+    async def head(self, timeout_seconds: float = 60) -> bytes:
         """Read up to the end of the headers."""
         async with asyncio.timeout(timeout_seconds):
             return await self.reader.readuntil(b"\r\n\r\n")

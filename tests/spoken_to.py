@@ -25,7 +25,7 @@ MOST_MARKS = 4
 
 def sdk(proxy: Proxy, key: str = "sk-alice") -> anthropic.Anthropic:
     """Anthropic's SDK as a user has it, but for its retries, pointed at the proxy."""
-    return anthropic.Anthropic(base_url=proxy.url, api_key=key, timeout=30.0, max_retries=0)
+    return anthropic.Anthropic(base_url=proxy.url, api_key=key, timeout=60.0, max_retries=0)
 
 
 class MessagesPrompt(Prompt):

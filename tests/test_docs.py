@@ -113,7 +113,7 @@ def test_the_curl_examples_are_answered(proxy: object, capfd: pytest.CaptureFixt
     """As written, but for the address."""
     for words in (words for page, words in shell_lines() if page == "docs/rest.md"):
         here = [word.replace("http://127.0.0.1:8808", proxy.url) for word in words]  # type: ignore[attr-defined]
-        assert subprocess.run([*here, "-f"], check=True, capture_output=True, timeout=30).stdout
+        assert subprocess.run([*here, "-f"], check=True, capture_output=True, timeout=240).stdout
 
 
 def test_every_endpoint_is_in_the_docs() -> None:

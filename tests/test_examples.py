@@ -12,7 +12,7 @@ import pytest
 
 from memory.environment import NAMES
 from memory.postgres import start
-from tests.owners import PLACE
+from tests.owners import PLACE, free_port
 
 TOP = Path(__file__).parent.parent
 
@@ -21,7 +21,7 @@ def run(program: list[str], folder: str, **environment: str) -> str:
     clean = {name: value for name, value in os.environ.items() if name not in NAMES and not name.startswith("INFOLD_")}
     done = subprocess.run(
         [sys.executable, "-W", "error", *program],
-        cwd=folder, env=clean | {"PYTHONPATH": str(TOP), **environment}, capture_output=True, text=True, timeout=240,
+        cwd=folder, env=clean | {"PYTHONPATH": str(TOP), **environment}, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -30,10 +30,13 @@ def run(program: list[str], folder: str, **environment: str) -> str:
 def test_the_long_example_runs_against_a_server_on_tcp_with_a_password():
     with tempfile.TemporaryDirectory(dir=PLACE) as folder:
         os.chmod(folder, 0o711)
-        server = start(Path(folder) / "data", tcp_port=15_432)
+        port = free_port()
+        example = Path(folder) / "example.py"
+        example.write_text((TOP / "docs" / "example.py").read_text().replace('"db_port": 15432', f'"db_port": {port}'))
+        server = start(Path(folder) / "data", tcp_port=port)
         try:
             password = unquote(urlsplit(server.address.dsn).password or "")
-            told = run([str(TOP / "docs" / "example.py")], folder, DB_PASSWORD=password)
+            told = run([str(example)], folder, DB_PASSWORD=password)
         finally:
             server.stop()
     assert re.findall(r"^(\d)\. ", told, re.MULTILINE) == list("12345678")

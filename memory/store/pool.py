@@ -13,6 +13,7 @@ from memory.errors import StoreBusy, StoreError, StoreRefused, StoreUnavailable
 log = structlog.get_logger()
 
 WAIT_SECONDS = 0.25  # a request waits no longer than this for the database
+LOCK_SHARE = 0.4  # of it for a lock: two groups of turns that wait for each other give up before their waits end
 PROBE_SECONDS = 0.5  # how often the gate tries again
 CONNECT_SECONDS = 5.0
 
@@ -20,7 +21,6 @@ SETTINGS = {
     "role": "infold_app",
     "application_name": "infold",
     "jit": "off",
-    "lock_timeout": "100ms",  # two groups of turns that wait for each other give up before the wait of either ends
 }
 
 AWAY = (
@@ -42,9 +42,12 @@ REFUSED = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg
 class Pool:
     """Connections that run as `infold_app`. While the gate is shut every call fails at once instead of waiting."""
 
-    def __init__(self, dsn: str, size: int = 8) -> None:
+    def __init__(self, dsn: str, size: int = 8, wait_seconds: float = WAIT_SECONDS) -> None:
+        """`wait_seconds`: how long whoever has a request to answer waits for the database."""
         self._dsn = dsn
         self._size = size
+        self.wait_seconds = wait_seconds
+        self._settings = SETTINGS | {"lock_timeout": f"{LOCK_SHARE * wait_seconds * 1000:.0f}ms"}
         self._pool: asyncpg.Pool | None = None
         self._probe: asyncio.Task[None] | None = None
         self._on_change: Callable[[bool], None] = lambda available: None
@@ -61,8 +64,8 @@ class Pool:
         """Connect once; raises StoreUnavailable."""
         try:
             self._pool = await asyncpg.create_pool(
-                self._dsn, min_size=1, max_size=self._size, server_settings=SETTINGS, init=know_vectors, reset=keep,
-                timeout=CONNECT_SECONDS,
+                self._dsn, min_size=1, max_size=self._size, server_settings=self._settings, init=know_vectors,
+                reset=keep, timeout=CONNECT_SECONDS,
             )  # fmt: skip
         except AWAY as error:
             raise StoreUnavailable(str(error)) from error
@@ -74,8 +77,8 @@ class Pool:
             self._pool.terminate()
 
     @asynccontextmanager
-    async def connection(self, wait_seconds: float = WAIT_SECONDS) -> AsyncIterator[asyncpg.Connection]:
-        """A connection for some queries, all of them within `wait_seconds`.
+    async def connection(self, wait_seconds: float | None = None) -> AsyncIterator[asyncpg.Connection]:
+        """A connection for some queries, all of them within `wait_seconds`; None: as long as a request waits.
 
         The timeout stands outside because asyncpg's own also waits for its cancel to be answered; for the same reason
         a connection whose query did not end is terminated before it goes back.
@@ -89,6 +92,7 @@ class Pool:
         pool = self._pool
         if pool is None or self._probe is not None:
             raise StoreUnavailable
+        wait_seconds = self.wait_seconds if wait_seconds is None else wait_seconds
         connection = await self._acquire(pool, wait_seconds)
         try:
             async with asyncio.timeout(wait_seconds):
@@ -137,7 +141,7 @@ class Pool:
             raise StoreUnavailable
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                connection = await asyncpg.connect(self._dsn, server_settings=SETTINGS)
+                connection = await asyncpg.connect(self._dsn, server_settings=self._settings)
         except (*AWAY, asyncpg.PostgresError) as error:
             raise StoreUnavailable(str(error)) from error
         try:
@@ -166,7 +170,7 @@ class Pool:
         """Ask on a connection of its own: those of the pool may be in use or hang."""
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                connection = await asyncpg.connect(self._dsn, server_settings=SETTINGS)
+                connection = await asyncpg.connect(self._dsn, server_settings=self._settings)
         except (*AWAY, asyncpg.PostgresError):
             return False
         connection.terminate()

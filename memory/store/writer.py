@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import asyncpg
 
 from memory.errors import StoreBusy, StoreError, StoreUnavailable
-from memory.store.pool import WAIT_SECONDS, Pool
+from memory.store.pool import Pool
 from memory.store.turns import BATCH_BYTES, TurnRecord, record_turns
 
 MOST_TURNS = 32  # in one commit; they fail together, and then those of each tenant are tried, then each alone
@@ -21,11 +21,15 @@ Waiting = tuple[TurnRecord, asyncio.Future[str]]
 class TurnWriter:
     """Belongs to one event loop."""
 
-    def __init__(self, pool: Pool, relaxed: bool = False, wait_seconds: float = WAIT_SECONDS) -> None:
-        """With `relaxed` commits do not wait for the disk: right for openings, which the end's commit flushes."""
+    def __init__(self, pool: Pool, relaxed: bool = False, wait_seconds: float | None = None) -> None:
+        """
+        Args:
+            relaxed: commits do not wait for the disk: right for openings, which the end's commit flushes.
+            wait_seconds: for a commit; None: as long as a request waits.
+        """
         self._pool = pool
         self._relaxed = relaxed
-        self._wait_seconds = wait_seconds
+        self._wait_seconds = pool.wait_seconds if wait_seconds is None else wait_seconds
         self._waiting: deque[Waiting] = deque()
         self._committing: asyncio.Task[None] | None = None
 

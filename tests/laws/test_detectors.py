@@ -108,14 +108,14 @@ async def test_off_looks_at_nothing(serve, owner):
 async def test_no_answer_waits_for_a_detector(serve):
     with serve("suggest") as proxy:
         begun, may_end = threading.Event(), threading.Event()
-        proxy.parts.whole.lookout._detect = lambda text: begun.set() or (may_end.wait(20) and ())
+        proxy.parts.whole.lookout._detect = lambda text: begun.set() or (may_end.wait(60) and ())
 
         def ask():
             with proxy.client() as client:
                 said = [user("harbour " * 5_000)]
                 list(client.chat.completions.create(model="wide-128k", messages=said, stream=True))
                 assert client.chat.completions.create(model=MODEL, messages=[user("hello")])
-                assert begun.wait(20)
+                assert begun.wait(60)
                 assert client.chat.completions.create(model=MODEL, messages=[user("hello")])
 
         await asyncio.to_thread(ask)

@@ -24,7 +24,7 @@ from tests.conftest import finish, open_pool, own_postgres, run_sql
 from tests.conversations import assistant, body_of, calling, prose, result, user
 from tests.faults import murder, until
 from tests.memory.store.test_turns import answers, asked_for
-from tests.proxied import MODEL, Prompt, proxying
+from tests.proxied import MODEL, PATIENT, Prompt, proxying
 from tests.scripted import End, answer, ask, connected, sse
 
 CHAT = b"/v1/chat/completions"
@@ -96,7 +96,6 @@ async def test_the_end_is_held_back_while_the_turn_is_not_safe(proxy, upstream, 
     connection = await asyncpg.connect(dsn)
     async with connected(proxy.url) as client, connection.transaction():
         await connection.execute("lock infold.turns in access exclusive mode")
-        proxy.parts.recorder._spool._timeout_seconds = 5
         await client.send(request("wait for me", stream=steps is STREAM))
         got = await client.answer("POST")
         assert got.complete
@@ -190,7 +189,7 @@ async def test_what_was_acknowledged_survives_a_kill_of_the_database(tmp_path):
         run_sql(dsn, "alter system set wal_writer_delay = '10s'", "select pg_reload_conf()")
         acknowledged = []
         async with open_pool(dsn) as pool:
-            recorder = Recorder(pool, Spool(tmp_path / "turns"))
+            recorder = Recorder(pool, Spool(tmp_path / "turns", timeout_seconds=PATIENT.disk_seconds))
             for number in range(5):
                 asked = asked_for([user(f"question {number}")])
                 opening = await opened(recorder, asked)
@@ -202,7 +201,7 @@ async def test_what_was_acknowledged_survives_a_kill_of_the_database(tmp_path):
         again = start(home, shared_buffers_mb=16)
         try:
             async with open_pool(again.address.dsn) as pool:
-                await Recorder(pool, Spool(tmp_path / "turns")).drain()
+                await Recorder(pool, Spool(tmp_path / "turns", timeout_seconds=PATIENT.disk_seconds)).drain()
             assert sorted(await messages_of(again.address.dsn)) == sorted(acknowledged)
             assert await statuses(again.address.dsn) == [("answered", 1)] * 5
         finally:
@@ -216,7 +215,7 @@ async def test_a_process_that_saw_its_openings_die_stores_the_messages_again(tmp
         finish(migrate(dsn))
         run_sql(dsn, "alter system set wal_writer_delay = '10s'", "select pg_reload_conf()")
         async with open_pool(dsn) as pool:
-            recorder = Recorder(pool, Spool(tmp_path / "turns"))
+            recorder = Recorder(pool, Spool(tmp_path / "turns", timeout_seconds=PATIENT.disk_seconds))
             await opened(recorder, asked_for([user("first")]))
             murder(server)
             again = start(home, shared_buffers_mb=16)
@@ -274,7 +273,7 @@ async def test_the_sdks_own_retry_after_a_500_is_the_same_turn(proxy, upstream, 
 
 
 async def test_a_replay_of_the_spool_changes_nothing(pool, tmp_path, owner):
-    spool = Spool(tmp_path / "turns")
+    spool = Spool(tmp_path / "turns", timeout_seconds=PATIENT.disk_seconds)
     recorder = Recorder(pool, spool)
     asked = asked_for([user("hi")])
     await recorder.close(asked, recorder.open(asked), answers("hello"))
@@ -291,7 +290,7 @@ async def test_a_replay_of_the_spool_changes_nothing(pool, tmp_path, owner):
 
 
 async def test_a_record_the_database_will_never_take_does_not_hold_up_those_behind_it(pool, tmp_path, owner):
-    recorder = Recorder(pool, Spool(tmp_path / "turns"))
+    recorder = Recorder(pool, Spool(tmp_path / "turns", timeout_seconds=PATIENT.disk_seconds))
     bad, good = asked_for([user("bad")]), asked_for([user("good")])
     await recorder._spool_turn(msgspec.structs.replace(recorder._turn(bad, (), answers()), status="nonsense"))
     await recorder._spool_turn(recorder._turn(good, recorder._new_rows(good, 0), answers("fine")))
@@ -329,7 +328,7 @@ async def test_what_a_client_heard_before_it_left_is_kept(proxy, upstream, dsn):
 
 
 async def until_status(dsn: str, status: str) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while [found for found, _ in await statuses(dsn)] != [status]:
             await asyncio.sleep(0.05)
 
@@ -421,7 +420,7 @@ async def test_without_a_database_at_the_start_the_client_is_served_and_told_and
             again = start(home, shared_buffers_mb=16)
             try:
                 assert again.address.dsn == dsn
-                await until(lambda: proxy.parts.pool.available, 30)
+                await until(lambda: proxy.parts.pool.available)
                 got = await ask(proxy.url, "POST", CHAT, [KEY], body_of([user("late")]))
                 assert got.header(b"x-infold-mode") == b"wire"
                 assert "late" in [line.get("content") for line in proxy.export()]

@@ -35,7 +35,7 @@ from tests.clock import Hands
 from tests.conftest import finish, open_pool
 from tests.conversations import TENANT, assistant, body_of, calling, prose, result, user
 from tests.faults import until
-from tests.proxied import MODEL, WINDOW, noted
+from tests.proxied import MODEL, PATIENT, WINDOW, noted
 
 HOME = place(TENANT, "home")
 CANARY = "the canary's word is xylophonist-4711"
@@ -211,7 +211,7 @@ async def test_what_one_tenant_isolates_leaves_what_was_made_for_another(proxy, 
 
 
 async def test_a_message_on_its_way_while_its_text_is_isolated_is_sealed_when_it_comes(pool, tmp_path):
-    spool = Spool(tmp_path / "turns")
+    spool = Spool(tmp_path / "turns", timeout_seconds=PATIENT.disk_seconds)
     manager, prepared = await planned(pool, spool, [user(f"My word: {CANARY}, keep it.")])
     await Quarantine(pool, Counter(), Hands(), Settings()).isolate(HOME, CANARY, "message", "odd")
     assert await manager.record(prepared, None, Ended("answered", (), {})) is Kept.COMMITTED
@@ -238,7 +238,7 @@ async def test_a_message_that_comes_later_and_holds_it_is_told_nowhere(
 
 
 async def test_a_turn_that_waited_on_disk_leaves_nothing_when_it_is_replayed(pool, owner, dsn, tmp_path, history):
-    spool = Spool(tmp_path / "turns")
+    spool = Spool(tmp_path / "turns", timeout_seconds=PATIENT.disk_seconds)
     _, prepared = await planned(pool, spool, history)
     away = Recorder(Pool(dsn), spool)  # that never reached the database
     assert prepared.folds
@@ -254,7 +254,7 @@ async def test_a_turn_that_waited_on_disk_leaves_nothing_when_it_is_replayed(poo
 
 async def test_what_a_process_remembers_of_a_plan_that_was_overtaken_is_not_used_again(pool, tmp_path, history):
     """The signal comes while the plan is made: what it makes must not be remembered after what the signal dropped."""
-    spool = Spool(tmp_path / "turns")
+    spool = Spool(tmp_path / "turns", timeout_seconds=PATIENT.disk_seconds)
     manager, prepared = await planned(
         pool, spool, history, while_planning=lambda manager: manager.heard(None, "again", "")
     )
@@ -316,7 +316,7 @@ async def test_a_commit_searches_no_more_than_it_has_room_for_and_a_job_the_rest
         " 'text ' || n, 1, now(), now(), array[convert_to('a text of the number ' || n, 'utf8')]"
         " from infold.quarantine, generate_series(1, 20000) n"
     )
-    spool = Spool(tmp_path / "turns")
+    spool = Spool(tmp_path / "turns", timeout_seconds=PATIENT.disk_seconds)
     manager, prepared = await planned(pool, spool, history)
     assert prepared.folds
     assert await manager.record(prepared, None, Ended("answered", (), {})) is Kept.COMMITTED
@@ -338,7 +338,7 @@ async def test_a_commit_searches_no_more_than_it_has_room_for_and_a_job_the_rest
 
 async def test_an_error_with_a_nul_is_redacted_before_and_after(pool, tmp_path, owner):
     """What a provider says may hold what PostgreSQL's JSON refuses."""
-    spool = Spool(tmp_path / "turns")
+    spool = Spool(tmp_path / "turns", timeout_seconds=PATIENT.disk_seconds)
     said = {"error": f"\0 {CANARY}", "finish_reasons": ["\0"], "status": 500}
     for record in ({}, {"n": 1}):  # recorded before the text is isolated, and planned before and recorded after
         manager, prepared = await planned(pool, spool, [user(f"My word: {CANARY}.")])

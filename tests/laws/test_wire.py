@@ -1,9 +1,9 @@
 """Law 1: below the trigger Infold is a wire. What comes in goes out, both ways, byte for byte, and is recorded whole."""
 
-import asyncio
 import gzip
 import json
 import re
+import threading
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import NewDatabase
 from tests.conversations import body_of, calling, prose, result, system, user
+from tests.faults import in_time
 from tests.proxied import Provider, Proxy, proxying
 from tests.scripted import Got, ScriptedUpstream, Seen, answer, ask, connected, sse
 
@@ -204,13 +205,15 @@ async def test_no_terminal_event_is_added_or_lost(wire, ending):
 
 
 async def test_events_arrive_when_they_are_sent_not_when_the_stream_ends(wire):
-    wire.upstream.script = [*sse(STREAM[:2])[:-1], 1.5, *sse(STREAM[2:])[1:]]
+    goes_on = threading.Event()
+    wire.upstream.script = [*sse(STREAM[:2])[:-1], goes_on, *sse(STREAM[2:])[1:]]
     async with connected(wire.proxy.url) as client:
         body = body_of([user("slowly")], stream=True)
         await client.send(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (CHAT, len(body), body))
         await client.head()
-        async with asyncio.timeout(1.2):
-            assert b"Hel" in await client.reader.readuntil(b"null}]}\n\n")
+        assert b"Hel" in await in_time(client.reader.readuntil(b"null}]}\n\n"))
+        goes_on.set()
+        assert b"[DONE]" in await in_time(client.reader.readuntil(b"0\r\n\r\n"))
 
 
 async def test_an_encoded_answer_keeps_its_encoding(wire):

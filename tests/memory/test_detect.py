@@ -109,5 +109,5 @@ def test_time_grows_with_length_alone(unit):
         return min(tries)
 
     short, long = seconds(250_000), seconds(1_000_000)
-    assert long < 1
+    assert long < 3  # seconds; 0.2 on a quick machine
     assert long < 8 * short + 0.02

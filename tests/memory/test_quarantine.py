@@ -137,7 +137,7 @@ async def test_who_writes_while_a_text_is_isolated_is_waited_for(quarantine, poo
         await add(writer, item, [CANARY])
         await save_nodes(writer, TENANT, None, [node], "s")
         isolating = asyncio.create_task(quarantine.isolate(HOME, CANARY, "note", "odd"))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not await owner.fetchval("select count(*) from pg_locks where locktype = 'advisory' and not granted"):
                 await asyncio.sleep(0.01)
         assert not isolating.done()

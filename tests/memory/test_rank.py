@@ -2,6 +2,7 @@
 
 import random
 import time
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -155,14 +156,22 @@ def test_nothing_earlier_is_nothing_found():
     assert select(rank(query("river"), []), [], 100) == ()
 
 
-@pytest.mark.parametrize(("count", "milliseconds"), [(400, 6), (3_000, 20)])
-def test_a_search_is_quick(count, milliseconds):
+@pytest.mark.parametrize(("count", "most"), [(400, 2.0), (3_000, 1.0)])
+def test_a_search_is_quick(count, most):
+    """Beside the time that reading its passages anew would take, which grows with the machine's as it does: about half
+    of that, 3 and 20 ms."""
     passages = line_of(*chatter(count))
     wanted = query("What did the copper lantern signal to the harbor beyond the violet meadow in May 2023?")
-    spent = []
+    searching, reading = [], []
     for _ in range(7):
-        start = time.process_time()
-        rank(wanted, passages)
-        spent.append(time.process_time() - start)
+        searching.append(seconds(lambda: rank(wanted, passages)))
+        reading.append(seconds(lambda: [terms(passage.text) for passage in passages]))
 
-    assert min(spent) * 1_000 < 2 * milliseconds  # twice: the machine of a test is seldom idle
+    assert min(searching) < most * min(reading)
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Of this process's CPU."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start

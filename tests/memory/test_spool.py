@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from memory.errors import InvalidRequest, SpoolError, StoreUnavailable
 from memory.spool import FRAME, HEAD, PENDING, Spool, _crc
+from tests.faults import HANG
 
 ROOT = Path(__file__).parents[2]
 RECORDS = [b"first", b"", b"third " * 40, b"\x00\xff last"]
@@ -222,7 +223,7 @@ class Disk:
         self.free.set()
 
     def fsync(self, fd: int) -> None:
-        self.free.wait(10)
+        self.free.wait(60)
         state = os.fstat(fd)
         self.synced.append(state.st_ino)
         self.folders += stat.S_ISDIR(state.st_mode)
@@ -266,7 +267,7 @@ async def test_a_disk_that_hangs_is_waited_for_no_longer_than_asked(name: Path) 
         await spool.append_async(b"first")
     results = await asyncio.gather(*(spool.append_async(b"%d" % i) for i in range(20)), return_exceptions=True)
 
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < HANG
     assert [type(result) for result in results] == [SpoolError] * 20
     assert spool._waiting == []  # nobody waits, so nothing is kept in memory
     disk.free.set()
@@ -278,7 +279,7 @@ async def test_a_drain_waits_for_an_append_in_another_process(name: Path) -> Non
     """Or a record could be written to a file that has just been drained and removed."""
     disk = Disk()
     disk.free.clear()
-    appending = asyncio.create_task(Spool(name, fsync=disk.fsync, timeout_seconds=10).append_async(b"late"))
+    appending = asyncio.create_task(Spool(name, fsync=disk.fsync, timeout_seconds=60).append_async(b"late"))
     while not name.exists():
         await asyncio.sleep(0.01)
     draining = asyncio.create_task(drained(Spool(name)))
@@ -292,7 +293,7 @@ async def test_a_drain_waits_for_an_append_in_another_process(name: Path) -> Non
 
 async def test_appends_at_the_same_time_share_an_fsync(name: Path) -> None:
     disk = Disk()
-    spool = Spool(name, fsync=disk.fsync, timeout_seconds=10)
+    spool = Spool(name, fsync=disk.fsync, timeout_seconds=60)
     disk.free.clear()
     first = asyncio.create_task(spool.append_async(b"first"))
     await asyncio.sleep(0.05)
@@ -307,7 +308,7 @@ async def test_appends_at_the_same_time_share_an_fsync(name: Path) -> None:
 
 async def test_the_event_loop_goes_on_while_the_disk_is_slow(name: Path) -> None:
     disk = Disk()
-    spool = Spool(name, fsync=disk.fsync, timeout_seconds=10)
+    spool = Spool(name, fsync=disk.fsync, timeout_seconds=60)
     disk.free.clear()
     slow = asyncio.create_task(spool.append_async(b"slow"))
     for _ in range(5):

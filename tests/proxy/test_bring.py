@@ -106,7 +106,7 @@ def test_what_fits_goes_out_byte_for_byte(proxy, provider):
     at_work(proxy).add(FACT)
     body = body_of([*history(4, 4), user(QUESTION)], max_tokens=256)
     headers = {"authorization": "Bearer sk-alice", "x-session-id": "work", "content-type": "application/json"}
-    reply = httpx.post(f"{proxy.url}/v1/chat/completions", content=body, headers=headers, timeout=30)
+    reply = httpx.post(f"{proxy.url}/v1/chat/completions", content=body, headers=headers, timeout=60)
 
     assert reply.headers["x-infold-mode"] == "wire"
     assert provider.prompts[-1].seen.body == body

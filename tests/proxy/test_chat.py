@@ -5,7 +5,6 @@ import gzip
 import json
 import random
 import re
-import time
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ import openai
 import pytest
 
 from tests.conversations import assistant, body_of, calling, prose, result, system, user
-from tests.faults import until
+from tests.faults import Stalls, until
 from tests.proxied import MODEL, Prompt, Provider, Proxy, plain, proxying, streamed
 from tests.scripted import Got, ScriptedUpstream, answer, ask, connected, sse
 
@@ -204,7 +203,7 @@ async def test_a_client_that_leaves_before_the_first_byte_frees_the_upstream(pro
         await client.send(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (CHAT, len(body), body))
         await upstream.until(lambda u: bool([seen for seen in u.requests if seen.method == "POST"]))
         client.reset()
-    await upstream.until(lambda u: bool(u.closed_at), 3)
+    await upstream.until(lambda u: bool(u.closed_at))
 
 
 async def test_a_client_that_leaves_in_the_middle_frees_the_upstream(proxy, upstream):
@@ -214,7 +213,7 @@ async def test_a_client_that_leaves_in_the_middle_frees_the_upstream(proxy, upst
         await client.send(b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (CHAT, len(body), body))
         await client.reader.readuntil(b"choices")
         client.reset()
-    await upstream.until(lambda u: bool(u.closed_at), 3)
+    await upstream.until(lambda u: bool(u.closed_at))
 
 
 async def test_many_streams_at_once_are_all_answered_whole(proxy, provider):
@@ -449,15 +448,13 @@ def test_a_first_request_of_half_a_megabyte_leaves_others_their_pace(proxy, prov
     """A cold history is counted, folded and stored beside a stream that goes on."""
     rng = random.Random(3)
     cold = [m for _ in range(150) for m in (user(prose(rng, 250)), assistant(prose(rng, 250)))]
-    longest, stop = 0.0, False
+    stalls, stop = Stalls(), False
 
     def beat() -> None:
-        nonlocal longest
         with httpx.Client() as quick:
             while not stop:
-                began = time.monotonic()
-                quick.get(f"{proxy.url}/healthz", timeout=30)
-                longest = max(longest, time.monotonic() - began)
+                with stalls.turn():
+                    quick.get(f"{proxy.url}/healthz", timeout=60)
 
     with ThreadPoolExecutor(1) as aside, proxy.client() as sdk:
         sdk.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "warm"}])
@@ -465,7 +462,7 @@ def test_a_first_request_of_half_a_megabyte_leaves_others_their_pace(proxy, prov
         sdk.chat.completions.create(model=MODEL, messages=[*cold, user("and so?")], max_tokens=256)  # type: ignore[list-item]
         stop = True
         running.result()
-    assert longest < 1.0  # seconds; far less on a machine that is not busy
+    assert stalls.longest_seconds < 1.0  # of the client and the provider, too, which are of the same process
 
 
 def test_system_messages_of_the_providers_dialect_stand_in_front(client, provider):

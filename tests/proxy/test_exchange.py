@@ -10,6 +10,7 @@ import pytest
 from memory.errors import Conflict, InvalidRequest, LLMMemoryError, NotAllowed, NotFound, StoreUnavailable, TooLarge
 from proxy.errors import BadFraming, BodyTooLarge, ClientGone, HeadersTooLarge, Silent, Unreachable, error_body
 from proxy.exchange import Exchange, while_client_stays
+from tests.faults import HANG
 from tests.scripted import RawClient, ask, connected, serve_asgi
 
 Handler = Callable[[Exchange], Awaitable[None]]
@@ -136,7 +137,7 @@ class Told:
         self.words: list[str] = []
 
     async def hears(self, *words: str) -> None:
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(HANG):
             while self.words != list(words):
                 await asyncio.sleep(0.005)
 
@@ -145,8 +146,9 @@ async def test_work_is_cancelled_when_the_client_leaves(serving):
     told = Told()
 
     async def work() -> None:
+        told.words.append("begun")
         try:
-            await asyncio.sleep(10)
+            await asyncio.Event().wait()
         except asyncio.CancelledError:
             told.words.append("cancelled")
             raise
@@ -165,9 +167,9 @@ async def test_work_is_cancelled_when_the_client_leaves(serving):
     base_url = serving(handler)
     client = await RawClient.to(base_url)
     await client.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
-    await asyncio.sleep(0.05)
+    await told.hears("begun")
     await client.close()
-    await told.hears("cancelled", "gone, 0 cancellations left", "after")
+    await told.hears("begun", "cancelled", "gone, 0 cancellations left", "after")
 
 
 async def test_a_client_that_leaves_while_sending_is_noticed_before_and_within_the_work(serving):

@@ -22,7 +22,8 @@ from proxy.cli import banner
 from proxy.config import Config
 from proxy.household import beside_web
 from tests.conversations import body_of, user
-from tests.owners import wait_until
+from tests.faults import HANG
+from tests.owners import gone, wait_until
 from tests.proxy.test_providers import speaking_anthropic
 from tests.scripted import ScriptedUpstream, sse
 
@@ -51,27 +52,29 @@ def serving(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_running_stream_ends_whole_while_newcomers_are_refused(dsn, tmp_path, number):
-    upstream = ScriptedUpstream(lambda seen: sse([EVENT, EVENT, *[EVENT] * 20, b"data: [DONE]\n\n"], pause=0.2))
+    goes_on = threading.Event()
+    head, *events = sse([*[EVENT] * 22, b"data: [DONE]\n\n"])
+    upstream = ScriptedUpstream([head, *events[:2], goes_on, *events[2:]])
     with upstream, serving(upstream.url, dsn, tmp_path) as (process, url):
         body = body_of([user("tell me")], stream=True)
-        with httpx.stream("POST", f"{url}/v1/chat/completions", content=body, headers=HEADERS, timeout=30) as answer:
+        with httpx.stream("POST", f"{url}/v1/chat/completions", content=body, headers=HEADERS, timeout=60) as answer:
             pieces = answer.iter_bytes()
             got = next(pieces)
             process.send_signal(number)
-            refused = refused_in(url, 3)
+            assert refused_in(url, 60)
+            goes_on.set()
             got += b"".join(pieces)
-        assert refused
         assert got.count(b"word") == 22
         assert got.endswith(b"data: [DONE]\n\n")
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_streams_of_events_and_programs_that_wait_end_as_soon_as_the_server_is_told_to_stop(dsn, tmp_path, number):
     """They would go on as long as somebody listens, and hold the server as long as `drain_seconds`."""
     with ScriptedUpstream() as upstream, serving(upstream.url, dsn, tmp_path) as (process, url):
-        ours, waiting = f"{url}/memory-manager", HTTPConnection(url.removeprefix("http://"), timeout=30)
-        with httpx.stream("GET", f"{ours}/events", headers=HEADERS, timeout=30) as answer:
+        ours, waiting = f"{url}/memory-manager", HTTPConnection(url.removeprefix("http://"), timeout=60)
+        with httpx.stream("GET", f"{ours}/events", headers=HEADERS, timeout=60) as answer:
             lines = answer.iter_lines()
             assert next(lines) == "retry: 1000"
             waiting.request("GET", "/memory-manager/hil/pending?wait=60", headers=HEADERS)
@@ -82,9 +85,9 @@ def test_streams_of_events_and_programs_that_wait_end_as_soon_as_the_server_is_t
             told = time.monotonic()
             list(lines)  # to its proper end
             assert json.loads(waiting.getresponse().read())["requests"] == []
-            assert time.monotonic() - told < 1.5
+            assert time.monotonic() - told < HANG
         waiting.close()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_websocket_passes_and_a_silent_one_does_not_hold_up_the_end(dsn, tmp_path):
@@ -98,17 +101,16 @@ def test_a_websocket_passes_and_a_silent_one_does_not_hold_up_the_end(dsn, tmp_p
         with serving(upstream, dsn, tmp_path) as (process, url):
             with connect(url.replace("http", "ws") + "/v1/realtime", proxy=None) as client:
                 client.send("hello")
-                assert client.recv(timeout=10) == "hello"
+                assert client.recv(timeout=60) == "hello"
                 process.send_signal(signal.SIGTERM)
-                told = time.monotonic()
-                assert process.wait(10) == 0
-                assert time.monotonic() - told < 6
+                assert process.wait(60) == 0
         server.shutdown()
 
 
 def refused_in(url: str, seconds: float) -> bool:
     """Does nobody listen any more, within so many seconds?"""
-    for _ in range(int(seconds / 0.05)):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
         try:
             httpx.get(f"{url}/healthz", timeout=1)
         except httpx.ConnectError:
@@ -123,15 +125,15 @@ def test_a_second_signal_cuts_the_streams(dsn, tmp_path):
     upstream = ScriptedUpstream(lambda seen: sse([EVENT] * 500, pause=0.2))
     with upstream, serving(upstream.url, dsn, tmp_path) as (process, url):
         body = body_of([user("tell me")], stream=True)
-        with httpx.stream("POST", f"{url}/v1/chat/completions", content=body, headers=HEADERS, timeout=30) as answer:
+        with httpx.stream("POST", f"{url}/v1/chat/completions", content=body, headers=HEADERS, timeout=60) as answer:
             pieces = answer.iter_bytes()
             next(pieces)
             process.send_signal(signal.SIGINT)
-            assert refused_in(url, 3)
+            assert refused_in(url, 60)
             process.send_signal(signal.SIGINT)
             with pytest.raises(httpx.RemoteProtocolError):
                 list(pieces)
-        assert process.wait(20) == 0
+        assert process.wait(60) == 0
 
 
 def test_a_port_that_is_taken_is_told_in_a_line(dsn, tmp_path):
@@ -139,7 +141,7 @@ def test_a_port_that_is_taken_is_told_in_a_line(dsn, tmp_path):
         port = url.rsplit(":", 1)[1]
         command = [sys.executable, "-m", "proxy.cli", "serve", "--port", port]
         environment = os.environ | {"DATABASE_URL": dsn, "INFOLD_DATA_DIR": str(tmp_path)}
-        second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=30, check=False)
+        second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
     assert second.returncode == 1
     assert second.stderr == f"infold: cannot listen on 127.0.0.1:{port}: Address already in use\n"
@@ -153,12 +155,12 @@ def test_the_banner_tells_an_address_that_one_can_connect_to(capsys, listens, to
 
 def test_a_worker_that_dies_is_replaced(dsn, tmp_path):
     with ScriptedUpstream() as upstream, serving(upstream.url, dsn, tmp_path) as (process, url):
-        ready = httpx.get(f"{url}/readyz", timeout=20)
+        ready = httpx.get(f"{url}/readyz", timeout=60)
         assert json.loads(ready.content)["status"] == "ready"
         (web,) = children(process.pid, "web")
         os.kill(web, signal.SIGKILL)
-
-        again = httpx.get(f"{url}/healthz", timeout=20)  # the socket is the parent's, so the request waits
+        wait_until(lambda: gone(web), 60)
+        again = httpx.get(f"{url}/healthz", timeout=60)  # the socket is the parent's, so the request waits
         assert again.status_code == 200
         assert children(process.pid, "web") != [web]
 
@@ -170,20 +172,20 @@ def test_jobs_are_done_by_a_worker_elsewhere_and_questions_are_still_embedded_he
         assert not children(process.pid, "worker")
         assert len(children(process.pid, "embed")) == 1
         item = {"content": "The harbour lantern burns blue.", "content_type": "note"}
-        stored = httpx.post(f"{url}/memory-manager/items/add", json=item, headers=HEADERS, timeout=20).json()["item_id"]
+        stored = httpx.post(f"{url}/memory-manager/items/add", json=item, headers=HEADERS, timeout=60).json()["item_id"]
         time.sleep(1.5)  # longer than a job worker that runs takes
         assert pending(url) == 1
 
         with worker(dsn, tmp_path / "elsewhere") as elsewhere:
-            wait_until(lambda: pending(url) == 0, 40)
+            wait_until(lambda: pending(url) == 0, 60)
             question = {"query": "Which colour does a lamp at the port have?", "limit": 1}
-            searched = httpx.post(f"{url}/memory-manager/items/search", json=question, headers=HEADERS, timeout=20)
+            searched = httpx.post(f"{url}/memory-manager/items/search", json=question, headers=HEADERS, timeout=60)
             assert [found["id"] for found in searched.json()["results"]] == [stored]
             assert searched_by(url) == {"exact"}  # by vectors; without the question's it would be "words"
             elsewhere.terminate()
-            assert elsewhere.wait(10) == 0
+            assert elsewhere.wait(60) == 0
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 @contextlib.contextmanager
@@ -202,7 +204,7 @@ def worker(dsn: str, folder: Path) -> Iterator["subprocess.Popen[bytes]"]:
 
 def metrics(url: str, name: str) -> list[tuple[str, float]]:
     """Labels and value of each of a metric's lines."""
-    found = re.findall(rf"^{name}({{.*}})? (\S+)$", httpx.get(f"{url}/metrics", timeout=20).text, re.MULTILINE)
+    found = re.findall(rf"^{name}({{.*}})? (\S+)$", httpx.get(f"{url}/metrics", timeout=60).text, re.MULTILINE)
     return [(labels, float(value)) for labels, value in found]
 
 
@@ -228,7 +230,7 @@ def test_what_runs_beside_the_web_workers(jobs, embedder, command):
 
 def test_the_embedder_alone_says_who_starts_it():
     command = [sys.executable, "-m", "proxy.cli", "embed"]
-    alone = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    alone = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert alone.returncode == 1
     assert alone.stderr == "infold: `infold serve` starts this by itself, where `job_worker` is false\n"
 
@@ -263,14 +265,14 @@ def test_a_provider_is_asked_by_a_process_that_starts_then_and_web_workers_stay_
             assert resident_mib(web) < before + 20
             assert b"SECRET" not in Path(f"/proc/{litellm}/environ").read_bytes()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(20) == 0
+            assert process.wait(60) == 0
             assert not Path(f"/proc/{litellm}").exists()
     keys = [seen.header(b"x-api-key") for seen in upstream.requests if seen.method == "POST"]
     assert keys == [None, b"SECRET-claude", b"SECRET-claude"]
 
 
 def until_ready(url: str) -> None:
-    while httpx.get(f"{url}/readyz", timeout=30).status_code != 200:
+    while httpx.get(f"{url}/readyz", timeout=60).status_code != 200:
         time.sleep(0.1)
 
 

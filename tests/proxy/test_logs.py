@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import signal
 import socket
@@ -25,14 +26,25 @@ CHAT = b"/v1/chat/completions"
 KEY = (b"Authorization", b"Bearer sk-alice")
 
 
+WEB = """
+import socket, sys, uvicorn
+from proxy.app import App
+from tests.proxied import PATIENT
+
+config = uvicorn.Config(App(waits=PATIENT), loop="uvloop", http="proxy.tunnel:Connections", ws="none", lifespan="on",
+                        access_log=False, log_config=None)
+uvicorn.Server(config).run(sockets=[socket.socket(fileno=int(sys.argv[1]))])
+"""
+
+
 @contextlib.contextmanager
 def web_process(upstream: str, dsn: str, folder: Path, log: Path, level: str) -> Iterator[str]:
-    """A web worker as `infold serve` starts it; its log lines go to a file."""
+    """A web worker as `infold serve` starts it, but for its patience; its log lines go to a file."""
     config = Config(upstream=f"{upstream}/v1", data_dir=folder, log_level=level, models=MODELS)
     with socket.create_server(("127.0.0.1", 0)) as listener, log.open("wb") as lines:
         process = subprocess.Popen(
-            [sys.executable, "-m", "proxy.cli", "web", "--fd", str(listener.fileno())],
-            env=child_environment(config, dsn, folder / "embed.sock"),
+            [sys.executable, "-c", WEB, str(listener.fileno())],
+            env=child_environment(config, dsn, folder / "embed.sock") | {"PYTHONPATH": os.pathsep.join(sys.path)},
             pass_fds=[listener.fileno()],
             stderr=lines,
         )
@@ -40,7 +52,7 @@ def web_process(upstream: str, dsn: str, folder: Path, log: Path, level: str) ->
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(20)
+            process.wait(60)
 
 
 async def test_a_request_is_one_line_without_words_or_keys(dsn, upstream, tmp_path):

@@ -26,7 +26,7 @@ def shown(proxy, name, **labels):
 
 def written(caller, calls, **query):
     """The sums of usage, once so many calls are in them: they are written a moment after the answer."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60
     while True:
         sums = caller.get("usage", **query)["usage"]
         if sum(row["calls"] for row in sums) >= calls:

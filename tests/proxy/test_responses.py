@@ -113,7 +113,7 @@ async def test_the_end_of_a_stream_waits_until_the_turn_is_recorded(proxy, upstr
     body = body_of("hi", stream=True)
     head = [b"POST /v1/responses HTTP/1.1", b"Host: proxy.test", b"%b: %b" % KEY, b"Content-Length: %d" % len(body)]
     seen = [b""]
-    async with connected(proxy.url) as client, asyncio.timeout(10):
+    async with connected(proxy.url) as client, asyncio.timeout(60):
         await client.send(b"\r\n".join(head) + b"\r\n\r\n" + body)
         while b"event: response.completed" not in seen[-1]:
             seen.append(await client.reader.read(2**16))

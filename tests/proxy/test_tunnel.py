@@ -25,6 +25,7 @@ from websockets.typing import Subprotocol
 
 from proxy.tunnel import End as Side
 from proxy.upstream import notice_death
+from tests.faults import HANG
 from tests.proxied import proxying
 from tests.relayed import relaying
 from tests.scripted import End, RawClient, ScriptedUpstream, answer, ask, connected
@@ -53,7 +54,7 @@ class Provider:
     proxy: str = ""
     requests: list[Request] = field(default_factory=list)
     connections: list[ServerConnection] = field(default_factory=list)
-    closed: list[tuple[int | None, str | None, float]] = field(default_factory=list)
+    closed: list[tuple[int | None, str | None]] = field(default_factory=list)
 
     async def serve(self, connection: ServerConnection) -> None:
         assert connection.request is not None
@@ -62,16 +63,16 @@ class Provider:
         with contextlib.suppress(ConnectionClosed):
             await self.talk(connection)
         await connection.wait_closed()
-        self.closed.append((connection.close_code, connection.close_reason, time.monotonic()))
+        self.closed.append((connection.close_code, connection.close_reason))
 
     def dial(self, path: str = "/v1/realtime?model=gpt-realtime", **settings: object) -> connect:
         url = self.proxy.replace("http://", "ws://") + path
         given: dict[str, object] = {"max_size": LARGE, "proxy": None}
         return connect(url, **(given | settings))  # type: ignore[arg-type]
 
-    async def told(self) -> tuple[int | None, str | None, float]:
-        """How the connection ended, as the provider saw it, and when."""
-        async with asyncio.timeout(3):
+    async def told(self) -> tuple[int | None, str | None]:
+        """How the connection ended, as the provider saw it: at once, for a ping would tell after 20 seconds."""
+        async with asyncio.timeout(HANG):
             while not self.closed:
                 await asyncio.sleep(0.005)
         return self.closed[0]
@@ -100,7 +101,7 @@ async def test_text_and_binary_of_any_size_pass_both_ways_as_such(compression):
     async with providing(compression=compression) as provider, provider.dial(compression=compression) as client:
         for message in messages:
             await client.send(message)
-            assert await asyncio.wait_for(client.recv(), 10) == message
+            assert await asyncio.wait_for(client.recv(), HANG) == message
 
 
 async def test_fragments_stay_fragments_and_pings_are_the_others_to_answer():
@@ -112,9 +113,9 @@ async def test_fragments_stay_fragments_and_pings_are_the_others_to_answer():
         await connection.send("whole")
 
     async with providing(talk, ping_interval=None) as provider, provider.dial(ping_interval=None) as client:
-        latency = await asyncio.wait_for(await client.ping(b"are you there"), 2)
+        latency = await asyncio.wait_for(await client.ping(b"are you there"), HANG)
         await client.send(["one", "two", "three"])
-        assert await asyncio.wait_for(client.recv(), 2) == "whole"
+        assert await asyncio.wait_for(client.recv(), HANG) == "whole"
 
     assert latency > 0
     assert [part for part in parts if part] == ["one", "two", "three"]
@@ -163,7 +164,7 @@ async def test_what_comes_with_the_handshakes_answer_is_not_lost():
         async with connected(base_url) as client:
             await client.send(handshake())
             head = await client.head()
-            assert await asyncio.wait_for(client.reader.readexactly(14), 2) == frame * 2
+            assert await asyncio.wait_for(client.reader.readexactly(14), HANG) == frame * 2
 
     assert head.startswith(b"HTTP/1.1 101 ")
     assert b"\r\nx-request-id: r1\r\n" in head
@@ -176,7 +177,7 @@ async def test_a_last_word_with_the_handshakes_answer_arrives(end):
             async with connected(base_url) as client:
                 await client.send(handshake())
                 await client.head()
-                assert await asyncio.wait_for(client.reader.read(), 2) == b"\x88\x02\x03\xf3"
+                assert await asyncio.wait_for(client.reader.read(), HANG) == b"\x88\x02\x03\xf3"
 
 
 async def test_20_tunnels_at_once_each_hear_their_own():
@@ -188,7 +189,7 @@ async def test_20_tunnels_at_once_each_hear_their_own():
                 await asyncio.sleep(0.005)
 
     async with providing() as provider:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await asyncio.gather(*map(one, range(20)))
         assert len(provider.connections) == 20
 
@@ -209,7 +210,7 @@ async def test_a_slow_reader_slows_the_upstream_down():
             await asyncio.sleep(0.5)
             held = sent
             client.transport.resume_reading()
-            got = [len(await asyncio.wait_for(client.recv(), 5)) for _ in range(640)]
+            got = [len(await asyncio.wait_for(client.recv(), HANG)) for _ in range(640)]
 
     assert held < 24_000_000  # of 42 million; the kernel's own buffers take several MB on each side
     assert sum(got) == 640 * 65_536
@@ -228,11 +229,11 @@ async def tied(linger_seconds: float) -> tuple[socket.socket, Side, Side]:
 
 
 async def test_the_last_bytes_reach_a_slow_reader_after_the_upstream_has_gone():
-    far, _, upstream = await tied(5)
+    far, _, upstream = await tied(60)
     upstream.data_received(b"x" * 60_000)
     upstream.eof_received()
     got = b""
-    while piece := await asyncio.wait_for(asyncio.get_running_loop().sock_recv(far, 1_000), 2):
+    while piece := await asyncio.wait_for(asyncio.get_running_loop().sock_recv(far, 1_000), HANG):
         got += piece
     far.close()
 
@@ -243,7 +244,7 @@ async def test_a_reader_that_takes_nothing_is_not_waited_for_for_ever():
     far, client, upstream = await tied(0.1)
     upstream.data_received(b"x" * 60_000)
     upstream.connection_lost(None)
-    await asyncio.wait_for(client.ended.wait(), 1)
+    await asyncio.wait_for(client.ended.wait(), HANG)
     far.close()
 
 
@@ -255,7 +256,7 @@ async def test_the_upstream_hears_how_a_client_closes():
         async with provider.dial() as client:
             await client.send("last")
             await client.close(4001, "enough, é")
-        assert (await provider.told())[:2] == (4001, "enough, é")
+        assert await provider.told() == (4001, "enough, é")
 
 
 async def test_the_client_hears_how_the_upstream_closes():
@@ -266,7 +267,7 @@ async def test_the_client_hears_how_the_upstream_closes():
     async with providing(talk) as provider, provider.dial() as client:
         assert await client.recv() == "last"
         with pytest.raises(ConnectionClosedError) as closed:
-            await asyncio.wait_for(client.recv(), 2)
+            await asyncio.wait_for(client.recv(), HANG)
         assert closed.value.rcvd is not None
         assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1011, "out of memory")
         assert (await provider.told())[0] == 1011
@@ -282,13 +283,13 @@ async def test_an_upstream_that_dies_without_a_word_is_an_abnormal_end_for_the_c
     async with providing(talk) as provider, provider.dial() as client:
         assert await client.recv() == "last"
         with pytest.raises(ConnectionClosedError):
-            await asyncio.wait_for(client.recv(), 1)
+            await asyncio.wait_for(client.recv(), HANG)
         assert client.close_code == 1006
 
 
 @pytest.mark.parametrize("how", ["close", "abort"])
 @pytest.mark.parametrize("busy", [False, True])
-async def test_the_upstream_sees_a_client_vanish_within_a_second(how, busy):
+async def test_the_upstream_sees_a_client_vanish_at_once(how, busy):
     async def talk(connection: ServerConnection) -> None:
         while busy:
             await connection.send("x" * 1_000)
@@ -298,12 +299,10 @@ async def test_the_upstream_sees_a_client_vanish_within_a_second(how, busy):
     async with providing(talk) as provider:
         client = await provider.dial()
         await asyncio.sleep(0.1)
-        began = time.monotonic()
         getattr(client.transport, how)()
-        code, _, ended = await provider.told()
+        code, _ = await provider.told()
 
     assert code == 1006
-    assert ended - began < 1
 
 
 async def test_a_client_that_leaves_in_the_handshake_ends_it():
@@ -314,7 +313,7 @@ async def test_a_client_that_leaves_in_the_handshake_ends_it():
         await asyncio.sleep(0.1)
         await client.close()
 
-        assert await upstream.until(lambda u: len(u.closed_at) == 1) < 1
+        await upstream.until(lambda u: len(u.closed_at) == 1)
 
 
 async def test_100_clients_that_leave_at_unlucky_moments_leave_nothing_behind():
@@ -330,7 +329,7 @@ async def test_100_clients_that_leave_at_unlucky_moments_leave_nothing_behind():
     with ScriptedUpstream(script) as upstream, relaying(upstream.url) as base_url:
         await asyncio.gather(*(unlucky() for _ in range(100)))
 
-        assert await upstream.until(lambda u: u.open == 0) < 2
+        await upstream.until(lambda u: u.open == 0)
         upstream.script = answer(b"fine")
         assert (await ask(base_url)).body == b"fine"
 
@@ -346,7 +345,7 @@ async def test_a_process_that_stops_lets_an_answer_end_and_waits_for_no_silent_c
     async with serve(talk, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{next(iter(server.sockets)).getsockname()[1]}"
         serving = contextlib.ExitStack()
-        base_url = serving.enter_context(relaying(url, uvicorn={"timeout_graceful_shutdown": 20}))
+        base_url = serving.enter_context(relaying(url, uvicorn={"timeout_graceful_shutdown": 90}))
         async with connect(base_url.replace("http", "ws") + "/v1/responses", proxy=None) as client:
             await client.send("tell")
             await client.recv()
@@ -358,20 +357,20 @@ async def test_a_process_that_stops_lets_an_answer_end_and_waits_for_no_silent_c
             await stopping
 
     assert words[-1] == "word 29"
-    assert time.monotonic() - began < 9
+    assert time.monotonic() - began < 45
 
 
 async def test_a_handshake_under_way_when_the_process_stops_does_not_hold_it_up():
     with ScriptedUpstream([0.5, AGREED, End.HANG]) as upstream:
         serving = contextlib.ExitStack()
-        base_url = serving.enter_context(relaying(upstream.url, uvicorn={"timeout_graceful_shutdown": 20}))
+        base_url = serving.enter_context(relaying(upstream.url, uvicorn={"timeout_graceful_shutdown": 90}))
         async with connected(base_url) as client:
             await client.send(handshake())
             await upstream.until(lambda u: len(u.requests) == 1)
             began = time.monotonic()
             await asyncio.get_running_loop().run_in_executor(None, serving.close)
 
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 45
 
 
 def test_only_other_machines_are_asked_whether_they_are_there():
@@ -484,7 +483,7 @@ async def main():
                 await client.send(noise)
                 assert await client.recv() == noise
                 await client.close(4001, "enough")
-            assert await asyncio.wait_for(closed, 5) == (4001, "enough")
+            assert await asyncio.wait_for(closed, 60) == (4001, "enough")
 
 asyncio.run(main())
 """
@@ -499,7 +498,7 @@ def test_a_tunnel_goes_over_tls_as_well(tmp_path: Path):
     subprocess.run([*command.split(), *names, "-keyout", key, "-out", certificate], check=True, capture_output=True)
     environment = {**os.environ, "SSL_CERT_FILE": str(certificate), "PYTHONPATH": os.pathsep.join(sys.path)}
     script = [sys.executable, "-c", OVER_TLS, str(certificate), str(key)]
-    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=240)
 
     assert done.returncode == 0, done.stderr
 
@@ -559,7 +558,7 @@ async def test_the_sdks_realtime_client_talks_through_it(house):
     async with openai.AsyncOpenAI(base_url=f"{house.proxy}/v1", api_key="sk-realtime") as client:
         async with client.realtime.connect(model="gpt-realtime") as connection:
             await connection.session.update(session={"type": "realtime", "instructions": "be brief"})
-            event = await asyncio.wait_for(connection.recv(), 5)
+            event = await asyncio.wait_for(connection.recv(), HANG)
 
     assert event.type == "error"
     assert event.error.message == "session.update"

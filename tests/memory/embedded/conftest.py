@@ -58,7 +58,7 @@ def owner(room: Path) -> Iterator[Callable[..., Owner]]:
     for one in owners:
         one.end()
     used = {one.data_dir for one in owners if "dsn" in one.started}
-    wait_until(lambda: not any(map(server_lives, used)), 10)
+    wait_until(lambda: not any(map(server_lives, used)), 60)
     for data_dir in used:
         make_socket_directory(open_home(data_dir)).rmdir()  # one who was killed leaves it behind
 

@@ -14,7 +14,7 @@ from memory import LLMMemoryManager
 from memory.environment import NAMES
 from memory.postgres import attach, start
 from memory.postgres_home import server_lives
-from tests.owners import ENVIRONMENT, PLACE, wait_until
+from tests.owners import ENVIRONMENT, PLACE, free_port, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +32,11 @@ def place() -> Iterator[Path]:
 
 
 def test_an_embedded_server_on_tcp_with_a_password_is_a_database_like_any_other(place):
-    server = start(place / "data", tcp_port=1_843)
+    port = free_port()
+    server = start(place / "data", tcp_port=port)
     try:
         password = unquote(urlsplit(server.address.dsn).password or "")
-        with LLMMemoryManager("127.0.0.1", 1_843, "infold", "infold", password) as made:
+        with LLMMemoryManager("127.0.0.1", port, "infold", "infold", password) as made:
             assert made.retrieve_memory_item(made.add_memory_item("over tcp", "note")) is not None
     finally:
         server.stop()
@@ -74,6 +75,6 @@ def test_when_the_owner_is_killed_the_other_process_goes_on_with_what_was_writte
         item = made.retrieve_memory_item(id)  # waits through the change of hands
         assert item is not None
         assert item["full_content"] == "written by the first process"
-        wait_until(lambda: (found := attach(data_dir)) is not None and found.pid != pid, 15)
+        wait_until(lambda: (found := attach(data_dir)) is not None and found.pid != pid, 60)
         assert made.add_memory_item("afterwards", "note")
     assert not server_lives(data_dir)

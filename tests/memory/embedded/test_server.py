@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from tests.owners import (
     Owner,
     as_every_user,
     ask,
+    free_port,
     mode,
     only_root,
     socket_directory,
@@ -93,8 +93,7 @@ async def test_without_a_port_nothing_listens_on_the_network(shared: EmbeddedPos
 
 
 async def test_a_port_is_opened_on_this_machine_only(data_dir: Path) -> None:
-    with socket.socket() as probe:
-        port = next(port for port in range(21000, 32000) if probe.connect_ex(("127.0.0.1", port)))
+    port = free_port()
     server = start(data_dir, tcp_port=port)
     try:
         password = urlsplit(server.address.dsn).password
@@ -204,7 +203,7 @@ async def test_data_below_a_closed_directory_works_and_the_directory_stays_close
     running = owner(closed / "share" / "data")
     await ask(running.dsn, "CREATE TABLE kept (a int)")
     os.kill(running.pid, signal.SIGKILL)
-    wait_until(lambda: running.tell("poll")["code"] is not None, 2)
+    wait_until(lambda: running.tell("poll")["code"] is not None, 60)
     running.started = running.tell("start")
 
     assert await ask(running.dsn, "SELECT count(*) FROM kept") == 0

@@ -21,7 +21,7 @@ async def hearing(dsn):
 
     signals.listen(call)
     running = asyncio.create_task(signals.run())
-    await asyncio.wait_for(ready.wait(), 10)
+    await asyncio.wait_for(ready.wait(), 60)
     try:
         yield signals, told
     finally:
@@ -39,7 +39,7 @@ async def test_an_event_is_heard_in_another_process(pool, dsn):
     async with hearing(dsn) as (signals, told):
         with signals.watch(TENANT, ("task",)) as watch:
             id = await say(pool, "task", task_id="1")
-            assert await watch.wait(10)
+            assert await watch.wait(60)
         assert told == [(None, AGAIN, ""), (TENANT, "task", str(id))]
 
 
@@ -74,10 +74,10 @@ async def test_after_a_lost_connection_listeners_are_told_to_look_again(pool, ds
                 "select pg_terminate_backend(pid) from pg_stat_activity where query ilike 'listen%' or"
                 " (query = 'select 1' and application_name = 'infold')"
             )
-            assert await watch.wait(10)
+            assert await watch.wait(60)
             assert told[-1] == (None, AGAIN, "")
             await say(pool, "task")
-            assert await watch.wait(10)
+            assert await watch.wait(60)
 
 
 async def test_whether_a_signal_would_be_heard_is_known(dsn):

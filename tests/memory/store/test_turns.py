@@ -16,7 +16,7 @@ from memory.identify import Line, child
 from memory.messages import Message
 from memory.recorder import Asked, Ended, Kept, Recorder
 from memory.spool import Spool
-from memory.store.pool import Pool
+from memory.store.pool import WAIT_SECONDS, Pool
 from memory.store.turns import (
     FoldRow,
     NodeRow,
@@ -35,6 +35,7 @@ from memory.types import Block, Form, Frozen, Part, Quote, Stretch
 from proxy.wire.content import message_of
 from tests.conftest import open_pool
 from tests.conversations import TENANT, assistant, line_of, parse, system, user
+from tests.proxied import PATIENT
 
 OTHER = bytes(16)
 FROZEN = Frozen(
@@ -104,14 +105,14 @@ def answers(*texts: str) -> Ended:
 
 @pytest.fixture
 async def recorder(pool, tmp_path):
-    spool = Spool(tmp_path / "spool" / "turns")
+    spool = Spool(tmp_path / "spool" / "turns", timeout_seconds=PATIENT.disk_seconds)
     yield Recorder(pool, spool)
     spool.close()
 
 
 async def caught_up(recorder: Recorder, pool: Pool) -> None:
     """A busy machine may spool some: what counts is where everything ends."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while recorder.spooled():
             await asyncio.sleep(0.05)
             if pool.available:
@@ -418,9 +419,9 @@ def test_messages_are_compared_by_content():
     assert isinstance(message_of(b'{"role":"user","content":"a"}'), Message)
 
 
-async def test_a_turn_that_waited_on_disk_may_take_longer_than_a_request(pool, owner, tmp_path):
+async def test_a_turn_that_waited_on_disk_may_take_longer_than_a_request(dsn, owner, tmp_path):
     """Else it and all behind it would wait for ever, and each try would shut the gate."""
-    spool, asked = Spool(tmp_path / "turns"), asked_for([user("a")])
+    spool, asked = Spool(tmp_path / "turns", timeout_seconds=PATIENT.disk_seconds), asked_for([user("a")])
     assert await Recorder(Pool("postgresql://nobody@127.0.0.1:1/none"), spool).close(
         asked, None, Ended("answered", (), {})
     ) is Kept.SPOOLED  # fmt: skip
@@ -429,6 +430,7 @@ async def test_a_turn_that_waited_on_disk_may_take_longer_than_a_request(pool, o
         " $$ begin perform pg_sleep(0.4); return new; end $$;"
         "create trigger slowly before insert on infold.turns for each row execute function slowly()"
     )
-    assert await Recorder(pool, spool).drain() == 1
-    assert pool.available
+    async with open_pool(dsn, wait_seconds=WAIT_SECONDS) as pool:
+        assert await Recorder(pool, spool).drain() == 1
+        assert pool.available
     spool.close()

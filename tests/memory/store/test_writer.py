@@ -9,11 +9,12 @@ from msgspec.structs import replace
 from memory.errors import StoreBusy, StoreError, StoreRefused, StoreUnavailable
 from memory.identify import child
 from memory.store import writer
-from memory.store.pool import SETTINGS, Pool
+from memory.store.pool import WAIT_SECONDS, Pool
 from memory.store.turns import NodeRow, TurnRecord, attempt_id, record_turns
 from memory.store.writer import MOST_TURNS, TurnWriter
 from proxy.wire.content import message_of
 from tests.conftest import open_pool
+from tests.faults import HANG
 
 TENANTS = [bytes([number]) * 16 for number in range(1, 6)]
 
@@ -76,9 +77,8 @@ async def test_a_turn_that_waits_for_a_lock_takes_none_of_another_tenant_along(p
     assert [n for n, end in enumerate(ended) if isinstance(end, str)] == [n for n in range(20) if n % 5 != 2]
 
 
-async def test_while_a_tenant_s_door_is_shut_the_others_are_written(dsn, owner, commits, monkeypatch):
+async def test_while_a_tenant_s_door_is_shut_the_others_are_written(pool, owner, commits):
     """An isolation keeps its own tenant waiting, and nobody else."""
-    monkeypatch.setitem(SETTINGS, "lock_timeout", "2s")  # however long a new connection takes here
     await owner.execute("select pg_advisory_lock(infold.door($1))", TENANTS[0])
     ended: list[bytes] = []
 
@@ -88,10 +88,8 @@ async def test_while_a_tenant_s_door_is_shut_the_others_are_written(dsn, owner, 
         finally:
             ended.append(one.tenant)
 
-    turns = [turn(n, TENANTS[n % 2]) for n in range(6)]
-    async with open_pool(dsn) as pool:
-        waiting = patient(pool)
-        results = await asyncio.gather(*(write(waiting, one) for one in turns), return_exceptions=True)
+    turns, waiting = [turn(n, TENANTS[n % 2]) for n in range(6)], patient(pool)
+    results = await asyncio.gather(*(write(waiting, one) for one in turns), return_exceptions=True)
 
     assert [n for n, result in enumerate(results) if isinstance(result, StoreError)] == [0, 2, 4]
     assert ended == [TENANTS[1]] * 3 + [TENANTS[0]] * 3
@@ -119,6 +117,7 @@ async def test_a_database_that_is_away_fails_all_who_wait_and_a_later_turn_passe
 
 async def test_without_statistics_a_turn_reads_no_more_than_its_own_rows(pool, owner):
     """A fresh database is analysed a minute after it has grown; until then its plans must do."""
+    await owner.execute("alter table infold.nodes set (autovacuum_enabled = off)")  # the minute may end in this test
     waiting = patient(pool)
     for begin in range(0, 600, 30):
         await asyncio.gather(*(waiting.write(turn(n)) for n in range(begin, begin + 30)))
@@ -137,7 +136,7 @@ async def test_without_statistics_a_turn_reads_no_more_than_its_own_rows(pool, o
 async def test_whatever_breaks_a_commit_off_nobody_waits_for_ever(pool, monkeypatch, owner):
     waiting = patient(pool)
     monkeypatch.setattr(writer, "record_turns", None)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         ended = await asyncio.gather(*(waiting.write(turn(n)) for n in range(50)), return_exceptions=True)
     assert all(isinstance(end, StoreUnavailable) for end in ended)
 
@@ -145,9 +144,9 @@ async def test_whatever_breaks_a_commit_off_nobody_waits_for_ever(pool, monkeypa
     assert await waiting.write(turn(99)) == "s99"
 
 
-async def test_a_turn_waits_for_its_commit_no_longer_than_a_request_may(pool, dsn):
+async def test_a_turn_waits_for_its_commit_no_longer_than_a_request_may(dsn):
     connection = await asyncpg.connect(dsn)
-    async with connection.transaction():
+    async with open_pool(dsn, wait_seconds=WAIT_SECONDS) as pool, connection.transaction():
         await connection.execute("lock infold.turns in access exclusive mode")
         began = asyncio.get_running_loop().time()
         ended = await asyncio.gather(*map(TurnWriter(pool).write, map(turn, range(100))), return_exceptions=True)
@@ -155,7 +154,7 @@ async def test_a_turn_waits_for_its_commit_no_longer_than_a_request_may(pool, ds
     await connection.close()
 
     assert all(isinstance(end, StoreError) for end in ended)
-    assert waited < 5
+    assert waited < HANG
 
 
 async def test_a_commit_holds_no_more_than_a_batch(pool, commits, monkeypatch):

@@ -207,7 +207,7 @@ def test_nothing_is_half_written_when_a_value_is_wrong(house):
 
 def test_a_compressed_body_is_refused_by_name(alice):
     reply = httpx.post(
-        f"{alice.url}/memory-manager/items/add", content=b"x", headers={"content-encoding": "gzip"}, timeout=30
+        f"{alice.url}/memory-manager/items/add", content=b"x", headers={"content-encoding": "gzip"}, timeout=60
     )
     refused(reply, 422, "content-encoding")
 

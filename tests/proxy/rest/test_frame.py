@@ -17,7 +17,7 @@ def ask(house):
     def request(method, path, key="sk-alice", **headers):
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         with_key = {"authorization": f"Bearer {key}"} if key else {}
-        return httpx.request(method, f"{proxy.url}/memory-manager/{path}", headers=with_key | named, timeout=30)
+        return httpx.request(method, f"{proxy.url}/memory-manager/{path}", headers=with_key | named, timeout=60)
 
     return request
 

@@ -99,7 +99,7 @@ def test_events_are_told_and_told_again_behind_the_last_one(timed):
     url = f"{timed.url}/memory-manager/events"
 
     def first_id(more):
-        with httpx.stream("GET", url, headers=headers | more, timeout=10) as reply:
+        with httpx.stream("GET", url, headers=headers | more, timeout=60) as reply:
             for line in reply.iter_lines():
                 if line.startswith("retry") and not more:
                     timed.post("hil/request", question="Who goes there?")

@@ -48,7 +48,7 @@ def test_whatever_is_asked_the_answer_is_as_the_document_says(house, schema, met
     def ask(case):
         case.query.pop("wait", None)  # nobody answers here
         case.call_and_validate(
-            base_url=proxy.url, headers={"authorization": "Bearer sk-drawn"}, checks=CHECKS, timeout=30
+            base_url=proxy.url, headers={"authorization": "Bearer sk-drawn"}, checks=CHECKS, timeout=60
         )
 
     ask()
