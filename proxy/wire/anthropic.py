@@ -12,14 +12,16 @@ from msgspec import Raw
 
 from memory.messages import SYSTEM_ROLES, ChatRequest, first_turn
 from memory.types import Usage
-from proxy.wire.blocks import RESULT
 from proxy.wire.content import NOT_JSON, NULL, message_of, string
-from proxy.wire.marks import block_spans, marked, without_marks
+from proxy.wire.marks import marked, without_marks
 from proxy.wire.openai import Completion, natural
 from proxy.wire.parser import Shape
-from proxy.wire.slices import looking, members, with_value
+from proxy.wire.results import results, with_content, words
+from proxy.wire.slices import looking, members
 
-__all__ = ["SHAPE", "completion_in", "message_json", "message_of", "render", "results", "usage_of", "with_content"]
+__all__ = [
+    "SHAPE", "completion_in", "message_json", "message_of", "render", "results", "usage_of", "with_content", "words",
+]  # fmt: skip
 
 SHAPE = Shape(
     dialect="messages",
@@ -142,34 +144,6 @@ def message_json(role: str, content: str, **more: object) -> bytes:
     return msgspec.json.encode({"role": role, "content": [{"type": "text", "text": content}], **more})
 
 
-def results(raw: bytes) -> tuple[bytes, ...]:
-    """Each tool result in a message, as a message of its own; the message itself where it holds none."""
-    return tuple(b'{"role":"user","content":[' + raw[slice(*span)] + b"]}" for span in _results(raw)) or (raw,)
-
-
-def with_content(raw: bytes, content: str, result: int = 0) -> bytes:
-    """A client's message with another content of one of its tool results; all else stays as it is written.
-
-    Raises:
-        NotUnderstood, msgspec.DecodeError: `raw` did not come from a parsed message.
-    """
-    spans = _results(raw)
-    if not spans:
-        return joined(message_json("user", content), _emptied(raw))
-    start, stop = spans[result]
-    shorter = with_value(raw[start:stop], "content", msgspec.json.encode(content))
-    return raw[:start] + shorter + raw[stop:]
-
-
-def _emptied(raw: bytes) -> bytes:
-    return with_value(raw, "content", b"[]")
-
-
-def _results(raw: bytes) -> list[tuple[int, int]]:
-    """Where the tool results of a message stand in it."""
-    return [span for span in block_spans(raw) if _KIND.decode(looking(raw[slice(*span)])).type == RESULT]
-
-
 # What a plain answer says
 
 
@@ -201,10 +175,6 @@ def usage_of(usage: object) -> Usage | None:
     )
 
 
-class _Kind(msgspec.Struct):
-    type: object = None
-
-
 class _Answer(msgspec.Struct):
     type: object = None
     stop_reason: Raw = Raw(NULL)
@@ -212,5 +182,4 @@ class _Answer(msgspec.Struct):
 
 
 USERS = frozenset({"user", "tool"})  # as we tell them; to the API both are the user's
-_KIND = msgspec.json.Decoder(_Kind)
 _ANSWER = msgspec.json.Decoder(_Answer)
