@@ -70,6 +70,13 @@ class Line:
         return newest_user(self.messages)
 
     @cached_property
+    def words_beside(self) -> tuple[int, ...]:
+        """Where, since the newest user message, a user has spoken beside results; a request has what the client cut
+        no longer."""
+        begin = max(self.cut, 0 if self.newest_user is None else self.newest_user + 1)
+        return tuple(i for i in range(begin, len(self)) if self.messages[i].has_user_words)
+
+    @cached_property
     def fresh(self) -> int:
         """Where the messages that are new in this request begin."""
         return fresh_from(self.messages)

@@ -469,6 +469,7 @@ def writer(dialect: Dialect) -> Writer:
         digest=digest_text,
         message=dialect.message_json,
         results=dialect.results,
+        words=dialect.words,
         with_content=dialect.with_content,
         read=dialect.message_of,
         shortened=shortened_text,

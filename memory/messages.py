@@ -43,6 +43,7 @@ class Message:
     more_call_ids: tuple[str, ...] = ()  # of the other results in the same message
     media: tuple[Media, ...] = ()
     unseen: int = 0  # tokens, about, that only the provider reads: reasoning that is sent back to it
+    has_user_words: bool = False  # of a message of results: a user speaks beside them
     digest: bytes = field(init=False)  # BLAKE2b-128 of what makes it this message
     is_system: bool = field(init=False)  # of the system or the developer
 

@@ -67,6 +67,7 @@ class Blocks:
         self.calls: list[ToolCall] = []
         self.results: list[str] = []  # the calls that results answer
         self.unseen = 0  # tokens, about
+        self.has_more = False  # something stands beside results
 
     def read(self, kind: object, raw: bytes) -> Sequence[str | Media] | None:
         """What a block says, in order; None: it is none of this dialect's, or malformed."""

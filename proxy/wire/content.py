@@ -10,7 +10,7 @@ from msgspec import Raw
 
 from memory.messages import Media, Message, ToolCall
 from proxy.wire import images, items
-from proxy.wire.blocks import Blocks, plainly
+from proxy.wire.blocks import RESULT, Blocks, plainly
 from proxy.wire.blocks import digest as _digest
 from proxy.wire.slices import NotUnderstood, few, looking, members
 
@@ -47,6 +47,7 @@ def message_of(raw: bytes) -> Message:
         more_call_ids=tuple(blocks.results[1:]),
         media=(*media, *_spoken(fields.get("audio", NULL))),
         unseen=blocks.unseen,
+        has_user_words=role == "user" and bool(blocks.results) and blocks.has_more,
     )
 
 
@@ -71,12 +72,15 @@ def _content(raw: bytes, blocks: Blocks) -> tuple[str, tuple[Media, ...]]:
         if not isinstance(shape.type, str):
             shape.type = ""
         said = None if shape.type in TEXT_PARTS else blocks.read(shape.type, part)
-        for piece in (_part(shape, part),) if said is None else said:
+        found = (_part(shape, part),) if said is None else said
+        for piece in found:
             match piece:
                 case str(text) if text:  # SDKs leave empty ones out when they send an answer back
                     texts.append(text)
                 case Media() as medium:
                     media.append(medium)
+        if shape.type != RESULT and any(piece.strip() if isinstance(piece, str) else piece for piece in found):
+            blocks.has_more = True
     return "\n".join(texts), tuple(media)
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.wire import openai
 from proxy.wire.anthropic import message_json, render, results, with_content
+from proxy.wire.anthropic import words as words_beside
 from proxy.wire.content import message_of
 from proxy.wire.slices import MOST_PARTS
 from tests.bodies import body_of
@@ -299,6 +300,18 @@ def test_each_result_in_a_message_can_have_other_content():
     }  # fmt: skip
     assert results(TALK_RAW := json.dumps(TALK[0]).encode()) == (TALK_RAW,)
     assert message_of(with_content(TALK_RAW, "new")).text == "new"
+
+
+def test_words_beside_results_are_a_message_of_their_own():
+    raw = (
+        b'{"content":[{"type":"text","text":" so \\ud800"} , {"type":"tool_result","tool_use_id":"t1"},'
+        b'{ "source":{"type":"url","url":"u"},"type":"image" }],"role":"user","x":1}'
+    )
+    alone = b'{"role":"user","content":[{"type":"text","text":" so \\ud800"},{ "source":{"type":"url","url":"u"},"type":"image" }]}'
+
+    assert words_beside(raw) == alone
+    assert (message_of(raw).role, message_of(raw).has_user_words) == ("tool", True)
+    assert (message_of(alone).role, message_of(alone).has_user_words) == ("user", False)
 
 
 def test_hostile_blocks_cost_linear_time():
