@@ -5,7 +5,8 @@ before the client's own blocks; those are never written anew. Source of the rule
 pages on messages, tool use and mid-conversation system messages.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import msgspec
 from msgspec import Raw
@@ -68,48 +69,36 @@ def _piece(raw: bytes, now: bytes, known: Mapping[bytes, str]) -> Piece:
 
 
 def in_turns(pieces: Sequence[Piece]) -> list[bytes]:
-    """Messages with ours joined to their neighbours, so that where the client's roles took turns, they still do.
+    """Messages with ours joined to their neighbours, so that where the client's roles took turns, they still do."""
+    out: list[bytes] = []
+    for is_answer, run in groupby(pieces, lambda piece: piece.role == "assistant"):
+        turn = list(run)
+        is_ours = not is_answer and any(piece.is_ours for piece in turn)
+        out += settled(turn) if is_ours else (piece.raw for piece in turn)
+    return out
 
-    Ours join the user message behind them, or stand alone where the assistant speaks next. Before a tool's result
-    nothing may stand, so there they stand behind it. System messages may only follow a user message, so those between
-    ours and the client's come after both, as one.
+
+def settled(turn: Sequence[Piece]) -> list[bytes]:
+    """The user's side between two answers, with messages of ours in it.
+
+    Ours join the user message behind them, or the last one, or stand alone. Before a tool's result nothing may stand,
+    so there they stand behind it. A system message must follow a user message and precede an answer, or end all; so
+    those of the turn come last, as one.
     """
-    out: list[Piece] = []
+    said: list[bytes] = []
     ours: list[bytes] = []
-    systems: list[bytes] = []
-    for piece in pieces:
+    for piece in turn:
         if piece.is_ours:
-            if out and all(earlier.role in SYSTEM_ROLES for earlier in out):
-                systems, out = [*systems, *(earlier.raw for earlier in out)], []
             ours.append(piece.raw)
-        elif ours and piece.role in SYSTEM_ROLES:
-            systems.append(piece.raw)
-        elif ours:
-            out += settled(out, ours, systems, piece)
-            ours, systems = [], []
-        else:
-            out.append(piece)
-    out += settled(out, ours, systems, None) if ours else ()
-    return [piece.raw for piece in out]
-
-
-def settled(
-    out: list[Piece], ours: Sequence[bytes], systems: Sequence[bytes], following: Piece | None
-) -> Iterator[Piece]:
-    """Messages of ours, in place: with system messages that stood among them and the message that follows them."""
-    if following is not None and following.role == "user":
-        yield Piece(joined(*ours, following.raw), "user")
-    elif following is not None and following.role == "tool":
-        yield Piece(joined(following.raw, *ours, frame=following.raw), following.role)
-    elif out and out[-1].role in USERS:
-        before = out.pop()
-        yield Piece(joined(before.raw, *ours, frame=before.raw), before.role)
-    else:
-        yield Piece(joined(*ours), "user")
-    if systems:
-        yield Piece(joined(*systems), "system")
-    if following is not None and following.role not in USERS:
-        yield following
+        elif piece.role not in SYSTEM_ROLES:
+            is_result = piece.role == "tool"
+            said.append(joined(piece.raw, *ours, frame=piece.raw) if is_result else joined(*ours, piece.raw))
+            ours = []
+    if ours:
+        before = said[-1:]
+        said[-1:] = [joined(*before, *ours, frame=before[0] if before else None)]
+    systems = [piece.raw for piece in turn if piece.role in SYSTEM_ROLES]
+    return [*said, joined(*systems)] if systems else said
 
 
 def joined(*raws: bytes, frame: bytes | None = None) -> bytes:
@@ -181,5 +170,4 @@ class _Answer(msgspec.Struct):
     usage: object = None
 
 
-USERS = frozenset({"user", "tool"})  # as we tell them; to the API both are the user's
 _ANSWER = msgspec.json.Decoder(_Answer)

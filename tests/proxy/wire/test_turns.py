@@ -95,19 +95,40 @@ def test_a_client_may_say_what_we_would():
 
 
 def test_system_messages_stand_behind_a_users():
-    """There they may stand, and two may not stand together."""
+    """There they may stand, before an answer or at the end; so two may not stand together."""
     told = [{"role": "system", "content": f"s{n}"} for n in range(2)]
     talk = [TALK[0], told[0], TALK[3], {"role": "user", "content": "three"}, told[1], TALK[3], TALK[4]]
 
     assert rendered(talk, DIGEST, 1, 3, 4, 5, 6)["messages"][:3] == [
         {"role": "user", "content": [{"type": "text", "text": "What was said before."}, {"type": "text", "text": "three"}]},
-        told[0],
-        told[1],
+        {"role": "system", "content": [{"type": "text", "text": "s0"}, {"type": "text", "text": "s1"}]},
+        TALK[3],
     ]  # fmt: skip
     roles = [message["role"] for message in rendered(talk, DIGEST, 1, 4, 5, 6)["messages"]]
     assert roles == ["user", "system", "assistant", "user"]
     held = rendered(talk, 1, DIGEST, 6)["messages"]
     assert [message["role"] for message in held] == ["user", "system"]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ((DIGEST, 1, 3, 4), [["What was said before.", "three"], ["s0", "s1"]]),
+        ((DIGEST, 1, 3, BLOCK), [["What was said before.", "three", "<quoted>"], ["s0"]]),
+        ((DIGEST, 1, BLOCK, 3, BLOCK, 4), [["What was said before.", "<quoted>", "three", "<quoted>"], ["s0", "s1"]]),
+        ((DIGEST, 1, 0, BLOCK, 5), [["What was said before.", "one", "<quoted>"], ["s0"], ["well"]]),
+        ((DIGEST, 1), [["What was said before."], ["s0"]]),
+        ((0, 1, 2, BLOCK, 3, 4, 5), [["one"], ["s0"], ["well"], ["<quoted>", "three"], ["s1"], ["well"]]),
+    ],
+)
+def test_whatever_stands_beside_system_messages_they_come_last_and_as_one(pieces, expected):
+    """Ours took the place before the user message, and two system messages stood in a row, or one before a user's."""
+    told = [{"role": "system", "content": f"s{n}"} for n in range(2)]
+    talk = [TALK[0], told[0], TALK[3], {"role": "user", "content": "three"}, told[1], TALK[3], TALK[4]]
+    out = rendered(talk, *pieces)
+
+    assert [texts(message) for message in out["messages"]] == expected
+    assert list(problems(out)) == []
 
 
 # Marks
