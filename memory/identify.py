@@ -153,13 +153,14 @@ def place(tenant: bytes, name: object = None) -> Place:
         InvalidRequest: a name of another shape.
     """
     if name is None:
-        name = str(_keyed_uuid(tenant, b"", b"default session"))
+        name = str(keyed_uuid(tenant, b"", b"default session"))
     if not isinstance(name, str) or not SESSION_NAME.fullmatch(name):
         raise InvalidRequest("session_id must be 1 to 128 characters of A-Z, a-z, 0-9 and . _ : -", "session_id")
-    return Place(tenant, name, _keyed_uuid(tenant, name.encode(), b"session"))
+    return Place(tenant, name, keyed_uuid(tenant, name.encode(), b"session"))
 
 
-def _keyed_uuid(tenant: bytes, words: bytes, use: bytes) -> UUID:
+def keyed_uuid(tenant: bytes, words: bytes, use: bytes) -> UUID:
+    """An id that nobody has to look up: of a tenant's words, for one use."""
     return UUID(bytes=blake2b(words, digest_size=16, key=tenant, person=use).digest())
 
 

@@ -112,6 +112,12 @@ class ChatRequest(msgspec.Struct, frozen=True):
         return f"<ChatRequest {self.model}: {len(self.messages)} messages, {len(self.body):,} bytes>"
 
 
+def spoken(message: Message) -> str:
+    """A message as text, its calls included."""
+    calls = "\n".join(f"{call.name}({call.arguments})" for call in message.calls)
+    return f"{message.text}\n{calls}".strip() if calls else message.text
+
+
 def first_turn(messages: Sequence[Message]) -> int:
     """How many system and developer messages stand at the front."""
     return next((i for i, message in enumerate(messages) if not message.is_system), len(messages))

@@ -14,7 +14,7 @@ from memory.digest.stretch import Line as Told
 from memory.digest.stretch import digest_stretch, merge, title
 from memory.errors import CannotFit
 from memory.identify import Line, message_hint, stretch_hint
-from memory.messages import Message
+from memory.messages import Message, spoken
 from memory.segment import segment
 from memory.types import Budget, Form, Frozen, Item, Part, Stretch
 
@@ -239,9 +239,7 @@ def told(case: Rollover, position: int) -> Sequence[Told]:
             Told(position, message.role, message.name, found, max(tokens - said, 0)),
             Told(position, words.role, words.name, words.text, said),
         )
-    calls = "\n".join(f"{call.name}({call.arguments})" for call in message.calls)
-    text = f"{message.text}\n{calls}".strip() if calls else message.text
-    return (Told(position, message.role, message.name, text, tokens),)
+    return (Told(position, message.role, message.name, spoken(message), tokens),)
 
 
 def text_tokens(case: Rollover, stretches: Sequence[Stretch]) -> int:

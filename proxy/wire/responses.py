@@ -15,7 +15,7 @@ from proxy.wire import items
 from proxy.wire import results as beside
 from proxy.wire.content import NOT_JSON, NULL, string
 from proxy.wire.content import message_of as message_of  # to write a message one must be able to read it
-from proxy.wire.openai import Completion
+from proxy.wire.openai import Completion, natural
 from proxy.wire.openai import message_json as message_json  # a role and a string are an item, too
 from proxy.wire.parser import Shape
 from proxy.wire.results import results as results
@@ -152,14 +152,10 @@ def usage_of(usage: object) -> Usage | None:
         return None
     details = usage.get("input_tokens_details")
     return Usage(
-        input_tokens=_natural(usage.get("input_tokens")),
-        cached_tokens=_natural(details.get("cached_tokens")) if isinstance(details, Mapping) else 0,
-        output_tokens=_natural(usage.get("output_tokens")),
+        input_tokens=natural(usage.get("input_tokens")),
+        cached_tokens=natural(details.get("cached_tokens")) if isinstance(details, Mapping) else 0,
+        output_tokens=natural(usage.get("output_tokens")),
     )
-
-
-def _natural(value: object) -> int:
-    return int(value) if isinstance(value, int | float) and 0 < value < 1e15 else 0
 
 
 _RESPONSE = msgspec.json.Decoder(Response)
