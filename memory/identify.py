@@ -70,6 +70,13 @@ class Line:
         return newest_user(self.messages)
 
     @cached_property
+    def words_beside(self) -> tuple[int, ...]:
+        """Where, since the newest user message, a user has spoken beside results; a request has what the client cut
+        no longer."""
+        begin = max(self.cut, 0 if self.newest_user is None else self.newest_user + 1)
+        return tuple(i for i in range(begin, len(self)) if self.messages[i].has_user_words)
+
+    @cached_property
     def fresh(self) -> int:
         """Where the messages that are new in this request begin."""
         return fresh_from(self.messages)
@@ -146,13 +153,14 @@ def place(tenant: bytes, name: object = None) -> Place:
         InvalidRequest: a name of another shape.
     """
     if name is None:
-        name = str(_keyed_uuid(tenant, b"", b"default session"))
+        name = str(keyed_uuid(tenant, b"", b"default session"))
     if not isinstance(name, str) or not SESSION_NAME.fullmatch(name):
         raise InvalidRequest("session_id must be 1 to 128 characters of A-Z, a-z, 0-9 and . _ : -", "session_id")
-    return Place(tenant, name, _keyed_uuid(tenant, name.encode(), b"session"))
+    return Place(tenant, name, keyed_uuid(tenant, name.encode(), b"session"))
 
 
-def _keyed_uuid(tenant: bytes, words: bytes, use: bytes) -> UUID:
+def keyed_uuid(tenant: bytes, words: bytes, use: bytes) -> UUID:
+    """An id that nobody has to look up: of a tenant's words, for one use."""
     return UUID(bytes=blake2b(words, digest_size=16, key=tenant, person=use).digest())
 
 

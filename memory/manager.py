@@ -36,13 +36,13 @@ from memory.fold import (
 from memory.held import Held, Known
 from memory.identify import Line, beginning, continued, line
 from memory.lexical import Terms, terms
-from memory.messages import DIGEST_BYTES, ChatRequest, Message
+from memory.messages import DIGEST_BYTES, ChatRequest, Message, spoken
 from memory.models import RELATIVE_PRICES, ModelTable
 from memory.plan import Rollover, Writer, roll
 from memory.prepared import Caller, Dialect, Prepared, Seen, bill
 from memory.prompts import digest_text, session_nonce, shortened_text
 from memory.recorder import Ended, Kept, Opening, Recorder
-from memory.reinject import Search, reinject, spoken
+from memory.reinject import Search, reinject
 from memory.seal import without_sealed
 from memory.settings import Settings
 from memory.spending import Spending
@@ -469,6 +469,7 @@ def writer(dialect: Dialect) -> Writer:
         digest=digest_text,
         message=dialect.message_json,
         results=dialect.results,
+        words=dialect.words,
         with_content=dialect.with_content,
         read=dialect.message_of,
         shortened=shortened_text,

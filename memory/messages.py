@@ -43,6 +43,7 @@ class Message:
     more_call_ids: tuple[str, ...] = ()  # of the other results in the same message
     media: tuple[Media, ...] = ()
     unseen: int = 0  # tokens, about, that only the provider reads: reasoning that is sent back to it
+    has_user_words: bool = False  # of a message of results: a user speaks beside them
     digest: bytes = field(init=False)  # BLAKE2b-128 of what makes it this message
     is_system: bool = field(init=False)  # of the system or the developer
 
@@ -109,6 +110,12 @@ class ChatRequest(msgspec.Struct, frozen=True):
 
     def __repr__(self) -> str:
         return f"<ChatRequest {self.model}: {len(self.messages)} messages, {len(self.body):,} bytes>"
+
+
+def spoken(message: Message) -> str:
+    """A message as text, its calls included."""
+    calls = "\n".join(f"{call.name}({call.arguments})" for call in message.calls)
+    return f"{message.text}\n{calls}".strip() if calls else message.text
 
 
 def first_turn(messages: Sequence[Message]) -> int:

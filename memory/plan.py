@@ -1,10 +1,10 @@
 """Which form each message takes in the prompt: the rollover.
 
 Pure: from a line, its token counts and a budget to a frozen prompt. What is old and cheap to lose goes first, calls
-keep their results, the newest user message keeps its words.
+keep their results, the newest user message keeps its words. So do those that a user has put beside results since.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 from msgspec.structs import replace
@@ -14,7 +14,7 @@ from memory.digest.stretch import Line as Told
 from memory.digest.stretch import digest_stretch, merge, title
 from memory.errors import CannotFit
 from memory.identify import Line, message_hint, stretch_hint
-from memory.messages import Message
+from memory.messages import Message, spoken
 from memory.segment import segment
 from memory.types import Budget, Form, Frozen, Item, Part, Stretch
 
@@ -25,6 +25,7 @@ SMALLEST_DIGEST = 96  # tokens: a heading and one hint line
 SMALLEST_RESULT = 64  # tokens a tool result keeps when it is shortened in place
 STRETCH_TOKENS = 120  # a digest shorter than this is split no further
 MOST_STRETCHES = 6  # new ones at a rollover
+WORDS_PARTS = 8  # of the room: earlier words beside results have one at most, for clients remind the model there, too
 
 
 class Writer(msgspec.Struct, frozen=True):
@@ -33,6 +34,7 @@ class Writer(msgspec.Struct, frozen=True):
     digest: Callable[[Sequence[Stretch]], str]  # the words of a digest message
     message: Callable[[str, str], bytes]  # role, content -> a message
     results: Callable[[bytes], Sequence[bytes]]  # each tool result in a message, as a message of its own
+    words: Callable[[bytes], bytes]  # what a user says beside them, as a message of its own
     with_content: Callable[[bytes, str, int], bytes]  # a client's message with other content of its nth result
     read: Callable[[bytes], Message]
     shortened: Callable[[str, str, int], str]  # hint, shorter text, original tokens -> content
@@ -79,16 +81,14 @@ def roll(case: Rollover, old: Frozen | None) -> Frozen:
 def freeze(case: Rollover, old: Frozen | None, room: int) -> Frozen:
     """Digest and verbatim tail within `room` tokens, as far as pinned messages allow."""
     user = case.pinned_user
-    room -= case.tokens[user] if user is not None else 0
+    pinned = pinned_parts(case, room)
+    room -= sum(part.tokens for part in pinned.values())
     digest_room = max(SMALLEST_DIGEST, int(room * case.digest_share))
-    start = tail_start(case, room - digest_room)
-    tail = sum(case.tokens[i] for i in range(start, case.fresh) if i != user)
+    start = tail_start(case, room - digest_room, pinned)
+    tail = sum(case.tokens[start : case.fresh]) - sum(part.tokens for i, part in pinned.items() if i >= start)
     digest_room = max(digest_room, (room - tail) // 2)  # of what the tail leaves because its next item is too large
-    kept = (
-        () if user is None or user >= start else (Part(user, user + 1, case.tokens[user], why="newest user message"),)
-    )
     stretches = tell(case, old, start, user, digest_room)
-    parts = (*digest_parts(case, stretches, start), *kept)
+    parts = (*digest_parts(case, stretches, start), *(part for i, part in pinned.items() if i < start))
     if start < case.fresh:
         parts += (Part(start, case.fresh, sum(case.tokens[start : case.fresh]), why="most recent"),)
     return Frozen(
@@ -102,6 +102,51 @@ def freeze(case: Rollover, old: Frozen | None, room: int) -> Frozen:
     )
 
 
+def pinned_parts(case: Rollover, room: int) -> Mapping[int, Part]:
+    """What stays in the prompt however old it is, by position: the newest user message, and words beside results since.
+
+    Of those the newest stay, shorter where they are too large; earlier ones, newest first, while they are few.
+    """
+    user, spoken = case.pinned_user, [i for i in case.line.words_beside if i < case.fresh]
+    parts = {} if user is None else {user: Part(user, user + 1, case.tokens[user], why="newest user message")}
+    if not spoken:
+        return parts
+    newest = words_part(case, spoken[-1], words_room(case))
+    earlier: list[Part] = []
+    left = (room - sum(part.tokens for part in parts.values())) // WORDS_PARTS
+    for position in reversed(spoken[:-1]):
+        part = words_part(case, position)
+        left -= part.tokens
+        if left < 0:
+            break
+        earlier.append(part)
+    return parts | {part.start: part for part in (*reversed(earlier), newest)}
+
+
+def words_part(case: Rollover, position: int, room: int | None = None) -> Part:
+    """What a user says beside results, without them: they go when their call goes."""
+    raw, why = case.writer.words(case.line.messages[position].raw), "newest user words beside results"
+    words = case.writer.read(raw)
+    tokens = case.weigh(words)
+    if room is None or tokens <= room:
+        return Part(position, position + 1, tokens, raw, why=why)
+    text = shorter_text(case, message_hint(case.line.nodes[position]), words.text, tokens, room)
+    raw = case.writer.message("user", text)
+    return Part(position, position + 1, case.weigh(case.writer.read(raw)), raw, Form.SUMMARY, why)
+
+
+def words_room(case: Rollover) -> int:
+    """Half of what the limit leaves when all else is as small as it can be: the results at hand need room, too."""
+    least = sum(
+        min(case.tokens[i], SMALLEST_RESULT * (1 + len(case.line.messages[i].more_call_ids)))
+        for i in range(case.fresh, len(case.line))
+    )
+    start, user = tail_start(case, 0, {}), case.pinned_user
+    least += sum(case.tokens[start : case.fresh])
+    least += case.tokens[user] if user is not None and user < start else 0
+    return max((case.budget.limit - case.front - least - SMALLEST_DIGEST) // 2, SMALLEST_RESULT)
+
+
 def digest_parts(case: Rollover, stretches: tuple[Stretch, ...], stop: int) -> tuple[Part, ...]:
     if not stretches:
         return ()
@@ -110,12 +155,11 @@ def digest_parts(case: Rollover, stretches: tuple[Stretch, ...], stop: int) -> t
     return (Part(0, stop, case.count(text) + MESSAGE_TOKENS, raw, Form.SUMMARY, "old"),)
 
 
-def tail_start(case: Rollover, room: int) -> int:
+def tail_start(case: Rollover, room: int, pinned: Mapping[int, Part]) -> int:
     """Where the verbatim tail begins: as many whole items as fit, newest first; an open call always."""
     start = case.fresh
-    user = case.pinned_user
     for item in reversed(segment(case.line.messages[: case.fresh], case.tokens)):
-        cost = item.tokens - (case.tokens[user] if user is not None and item.start <= user < item.stop else 0)
+        cost = item.tokens - sum(pinned[i].tokens for i in range(item.start, item.stop) if i in pinned)
         if item.start < case.line.cut or (cost > room and not is_open(item, case)):
             break  # what the client cut off is told, never sent again: it may be in another dialect
         room -= cost
@@ -171,7 +215,7 @@ def split(case: Rollover, leaving: Sequence[int], pieces: int) -> list[Sequence[
 
 
 def stretch(case: Rollover, positions: Sequence[int], room: int) -> Stretch:
-    lines = [told(case.line.messages[i], i, case.tokens[i]) for i in positions]
+    lines = [line for i in positions for line in told(case, i)]
     first, last = positions[0], positions[-1]
     bare = Stretch(
         id=stretch_hint(case.line.nodes[last]),
@@ -184,10 +228,18 @@ def stretch(case: Rollover, positions: Sequence[int], room: int) -> Stretch:
     return replace(bare, text=digest_stretch(lines, left, case.count)) if left > 0 else bare
 
 
-def told(message: Message, position: int, tokens: int) -> Told:
-    calls = "\n".join(f"{call.name}({call.arguments})" for call in message.calls)
-    text = f"{message.text}\n{calls}".strip() if calls else message.text
-    return Told(position, message.role, message.name, text, tokens)
+def told(case: Rollover, position: int) -> Sequence[Told]:
+    """A message as a line of a stretch; where a user speaks beside results, that is a line of the user's."""
+    message, tokens = case.line.messages[position], case.tokens[position]
+    if message.has_user_words:
+        words = case.writer.read(case.writer.words(message.raw))
+        found = "\n".join(case.writer.read(result).text for result in case.writer.results(message.raw))
+        said = case.weigh(words)
+        return (
+            Told(position, message.role, message.name, found, max(tokens - said, 0)),
+            Told(position, words.role, words.name, words.text, said),
+        )
+    return (Told(position, message.role, message.name, spoken(message), tokens),)
 
 
 def text_tokens(case: Rollover, stretches: Sequence[Stretch]) -> int:
@@ -244,15 +296,15 @@ def shorten_results(case: Rollover, frozen: Frozen) -> Frozen:
     messages = case.line.messages
     fresh = range(case.fresh, len(case.line))
     results = [i for i in fresh if messages[i].role in ("tool", "function") and case.tokens[i] > SMALLEST_RESULT]
-    fixed = case.front + frozen.tokens + sum(case.tokens[i] for i in fresh if i not in results)
-    share_of = dict(
-        zip(results, fair_shares([case.tokens[i] for i in results], case.budget.limit - fixed), strict=True)
-    )
+    beside = {i: beside_results(case, i) for i in results}
+    fixed = case.front + frozen.tokens + sum(case.tokens[i] for i in fresh if i not in results) + sum(beside.values())
+    wants = [case.tokens[i] - beside[i] for i in results]
+    share_of = dict(zip(results, fair_shares(wants, case.budget.limit - fixed), strict=True))
     if not results or fixed > case.budget.limit or any(share < least(case, i) for i, share in share_of.items()):
         raise CannotFit
     parts = tuple(
-        shorter_result(case, i, share_of[i])
-        if i in share_of and share_of[i] < case.tokens[i]
+        shorter_result(case, i, share_of[i] + beside[i])
+        if i in share_of and share_of[i] + beside[i] < case.tokens[i]
         else Part(i, i + 1, case.tokens[i], why="new")
         for i in fresh
     )
@@ -268,8 +320,16 @@ def least(case: Rollover, position: int) -> int:
     """Tokens that a message of results takes at least: each result keeps something, and the hint."""
     if case.tokens[position] <= SMALLEST_RESULT:
         return 0
-    results = case.writer.results(case.line.messages[position].raw)
-    return sum(min(SMALLEST_RESULT, case.weigh(case.writer.read(result))) for result in results)
+    return min(case.tokens[position], sum(min(SMALLEST_RESULT, tokens) for tokens in result_tokens(case, position)))
+
+
+def beside_results(case: Rollover, position: int) -> int:
+    """Tokens of what stands beside the results in a message, and is not shortened."""
+    return max(0, case.tokens[position] - sum(result_tokens(case, position)))
+
+
+def result_tokens(case: Rollover, position: int) -> list[int]:
+    return [case.weigh(case.writer.read(raw)) for raw in case.writer.results(case.line.messages[position].raw)]
 
 
 def shorter_result(case: Rollover, position: int, room: int) -> Part:

@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
-from hashlib import blake2b
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -13,7 +12,7 @@ import msgspec
 from memory import check
 from memory.board import look_at, optional
 from memory.errors import Conflict, InvalidRequest, NotFound, StoreRefused
-from memory.identify import node_of, place
+from memory.identify import keyed_uuid, node_of, place
 from memory.items import Items
 from memory.nouns import Agent, Clock, HumanRequest, HumanStatus, ItemForm, Principal, Task, TaskStatus
 from memory.seal import text_digest
@@ -335,7 +334,7 @@ class Portable:
         text = words(line.content)
         if line.content is None or not text.strip():
             return None
-        id = UUID(bytes=blake2b(node, digest_size=16, key=loading.tenant, person=b"message").digest())
+        id = keyed_uuid(loading.tenant, node, b"message")
         item = ItemLine(
             id=id, session_id=where.name, content=text, content_type="message", created_at=aware(line.time),
             metadata={"role": line.role},

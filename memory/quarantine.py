@@ -4,7 +4,6 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from hashlib import blake2b
 from typing import NamedTuple
 from uuid import UUID
 
@@ -13,7 +12,7 @@ import asyncpg
 from memory import check
 from memory.detect import Found
 from memory.errors import Conflict, NotAllowed, NotFound
-from memory.identify import new_id
+from memory.identify import keyed_uuid, new_id
 from memory.meter import UNCOUNTED, Meter
 from memory.nouns import Clock, Place, Principal, QuarantinedContext, QuarantineState
 from memory.seal import SHORT_CHARS, text_digest
@@ -237,7 +236,7 @@ class Quarantine:
             item: a new one's id; again with the same it changes nothing, and the answer is False.
             model: of the session, should it begin with this.
         """
-        id = _id_of(place.tenant, item.bytes, b"item") if item else None
+        id = keyed_uuid(place.tenant, item.bytes, b"item") if item else None
         principal = Principal(place.tenant, DETECTOR)
         isolated = await self._isolate(
             place, content, "item", reason_of(found), None, principal, id=id, store=store, model=model
@@ -254,7 +253,7 @@ class Quarantine:
         elif self._mode == "auto":
             await self.isolate(
                 place, storable(content), "message", reason_of(found), {"turn": spoken.turn},
-                Principal(place.tenant, DETECTOR), id=_id_of(place.tenant, text_digest(content), b"found"),
+                Principal(place.tenant, DETECTOR), id=keyed_uuid(place.tenant, text_digest(content), b"found"),
                 digests=[spoken.digest],
             )  # fmt: skip
 
@@ -341,8 +340,4 @@ def actor_kind(actor: str) -> str:
 
 def proposal_id(tenant: bytes, content: str) -> UUID:
     """One for the same content, so that nothing is proposed twice."""
-    return _id_of(tenant, text_digest(content), b"proposal")
-
-
-def _id_of(tenant: bytes, name: bytes, use: bytes) -> UUID:
-    return UUID(bytes=blake2b(name, digest_size=16, key=tenant, person=use).digest())
+    return keyed_uuid(tenant, text_digest(content), b"proposal")

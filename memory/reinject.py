@@ -12,7 +12,7 @@ from memory import rank
 from memory.assemble import Counted, displaced
 from memory.identify import Line, message_hint
 from memory.lexical import Terms
-from memory.messages import Message
+from memory.messages import Message, spoken
 from memory.plan import MESSAGE_TOKENS, CountTokens, Writer
 from memory.prompts import Noted, Quoted, block_text, hints_in
 from memory.types import Block, Frozen, Quote, Stretch
@@ -178,12 +178,6 @@ def passage(search: Search, position: int) -> rank.Passage:
         tokens=search.counted.tokens[position],
         terms=search.terms(message),
     )
-
-
-def spoken(message: Message) -> str:
-    """A message as text, its calls included."""
-    calls = "\n".join(f"{call.name}({call.arguments})" for call in message.calls)
-    return f"{message.text}\n{calls}".strip() if calls else message.text
 
 
 def named_positions(search: Search) -> list[int]:

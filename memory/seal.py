@@ -37,7 +37,8 @@ def is_sealed(message: Message, seals: Collection[bytes]) -> bool:
 
 def masked(message: Message) -> Message:
     """Its `raw` stays: the client's bytes go upstream as they came; only words of ours are made from the rest."""
-    return replace(message, text=HELD, calls=tuple(ToolCall(c.id, c.name, "{}") for c in message.calls))
+    calls = tuple(ToolCall(c.id, c.name, "{}") for c in message.calls)
+    return replace(message, text=HELD, calls=calls, has_user_words=False)
 
 
 def needle(text: str) -> bytes:

@@ -17,10 +17,9 @@ from memory.errors import ModelError, StoreError
 from memory.find import kind_id, space_id
 from memory.humans import Humans
 from memory.items import Items
-from memory.messages import Message
+from memory.messages import Message, spoken
 from memory.nouns import Clock, HygieneReport, Place, utc_now
 from memory.queue import Handler
-from memory.reinject import spoken
 from memory.rows import is_fine
 from memory.store import passages
 from memory.store.chunks import save_chunks, to_embed

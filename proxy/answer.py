@@ -23,6 +23,7 @@ class Heard(msgspec.Struct, frozen=True):
     usage: Usage | None = None
     error: str | None = None
     finish_reasons: tuple[str | None, ...] = ()
+    truncated: bool = False  # it said more than we keep
 
 
 class StreamAnswer:
@@ -56,7 +57,7 @@ class StreamAnswer:
 
     def heard(self) -> Heard:
         answer = self._events.finish()
-        return Heard(answer.messages, answer.usage, answer.error, answer.finish_reasons)
+        return Heard(answer.messages, answer.usage, answer.error, answer.finish_reasons, answer.truncated)
 
 
 class PlainAnswer:
@@ -87,7 +88,7 @@ class PlainAnswer:
     def heard(self) -> Heard:
         body = decoded(b"".join(self._parts), self._encoding) if self._bytes <= PLAIN_BYTES else None
         if body is None:
-            return Heard()
+            return Heard(truncated=self._bytes > PLAIN_BYTES)
         said = self._dialect.completion_in(body)
         return Heard(said.messages, said.usage, said.error, said.finish_reasons)
 

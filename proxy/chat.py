@@ -380,6 +380,7 @@ class Conversation:
                 "error": heard.error,
                 "usage": heard.usage,
                 "finish_reasons": heard.finish_reasons,
+                "truncated": heard.truncated,
                 "seconds": round(now - self._started, 6),
                 "seconds_to_first_byte": round(self._first_byte - self._started, 6) if self._first_byte else None,
             },

@@ -77,6 +77,16 @@ def problems(body: Json) -> Iterator[str]:
     expected = "user"
     calls: set[str] = set()
     for n, message in enumerate(messages):
+        if message["role"] == "system":
+            follows, precedes = (
+                messages[n - 1]["role"] if n else None,
+                [later["role"] for later in messages[n + 1 : n + 2]],
+            )
+            if follows != "user":
+                yield f"messages.{n}: role 'system' must follow a 'user' message"
+            if precedes not in ([], ["assistant"]):
+                yield f"messages.{n}: role 'system' must precede an 'assistant' message or end the array"
+            continue
         if message["role"] != expected:
             yield f"messages.{n}: roles must alternate between user and assistant, the user's first"
         expected = "assistant" if message["role"] == "user" else "user"

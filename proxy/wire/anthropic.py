@@ -5,21 +5,24 @@ before the client's own blocks; those are never written anew. Source of the rule
 pages on messages, tool use and mid-conversation system messages.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 
 import msgspec
 from msgspec import Raw
 
 from memory.messages import SYSTEM_ROLES, ChatRequest, first_turn
 from memory.types import Usage
-from proxy.wire.blocks import RESULT
 from proxy.wire.content import NOT_JSON, NULL, message_of, string
-from proxy.wire.marks import block_spans, marked, without_marks
+from proxy.wire.marks import marked, without_marks
 from proxy.wire.openai import Completion, natural
 from proxy.wire.parser import Shape
-from proxy.wire.slices import looking, members, with_value
+from proxy.wire.results import results, with_content, words
+from proxy.wire.slices import looking, members
 
-__all__ = ["SHAPE", "completion_in", "message_json", "message_of", "render", "results", "usage_of", "with_content"]
+__all__ = [
+    "SHAPE", "completion_in", "message_json", "message_of", "render", "results", "usage_of", "with_content", "words",
+]  # fmt: skip
 
 SHAPE = Shape(
     dialect="messages",
@@ -66,48 +69,36 @@ def _piece(raw: bytes, now: bytes, known: Mapping[bytes, str]) -> Piece:
 
 
 def in_turns(pieces: Sequence[Piece]) -> list[bytes]:
-    """Messages with ours joined to their neighbours, so that where the client's roles took turns, they still do.
+    """Messages with ours joined to their neighbours, so that where the client's roles took turns, they still do."""
+    out: list[bytes] = []
+    for is_answer, run in groupby(pieces, lambda piece: piece.role == "assistant"):
+        turn = list(run)
+        is_ours = not is_answer and any(piece.is_ours for piece in turn)
+        out += settled(turn) if is_ours else (piece.raw for piece in turn)
+    return out
 
-    Ours join the user message behind them, or stand alone where the assistant speaks next. Before a tool's result
-    nothing may stand, so there they stand behind it. System messages may only follow a user message, so those between
-    ours and the client's come after both, as one.
+
+def settled(turn: Sequence[Piece]) -> list[bytes]:
+    """The user's side between two answers, with messages of ours in it.
+
+    Ours join the user message behind them, or the last one, or stand alone. Before a tool's result nothing may stand,
+    so there they stand behind it. A system message must follow a user message and precede an answer, or end all; so
+    those of the turn come last, as one.
     """
-    out: list[Piece] = []
+    said: list[bytes] = []
     ours: list[bytes] = []
-    systems: list[bytes] = []
-    for piece in pieces:
+    for piece in turn:
         if piece.is_ours:
-            if out and all(earlier.role in SYSTEM_ROLES for earlier in out):
-                systems, out = [*systems, *(earlier.raw for earlier in out)], []
             ours.append(piece.raw)
-        elif ours and piece.role in SYSTEM_ROLES:
-            systems.append(piece.raw)
-        elif ours:
-            out += settled(out, ours, systems, piece)
-            ours, systems = [], []
-        else:
-            out.append(piece)
-    out += settled(out, ours, systems, None) if ours else ()
-    return [piece.raw for piece in out]
-
-
-def settled(
-    out: list[Piece], ours: Sequence[bytes], systems: Sequence[bytes], following: Piece | None
-) -> Iterator[Piece]:
-    """Messages of ours, in place: with system messages that stood among them and the message that follows them."""
-    if following is not None and following.role == "user":
-        yield Piece(joined(*ours, following.raw), "user")
-    elif following is not None and following.role == "tool":
-        yield Piece(joined(following.raw, *ours, frame=following.raw), following.role)
-    elif out and out[-1].role in USERS:
-        before = out.pop()
-        yield Piece(joined(before.raw, *ours, frame=before.raw), before.role)
-    else:
-        yield Piece(joined(*ours), "user")
-    if systems:
-        yield Piece(joined(*systems), "system")
-    if following is not None and following.role not in USERS:
-        yield following
+        elif piece.role not in SYSTEM_ROLES:
+            is_result = piece.role == "tool"
+            said.append(joined(piece.raw, *ours, frame=piece.raw) if is_result else joined(*ours, piece.raw))
+            ours = []
+    if ours:
+        before = said[-1:]
+        said[-1:] = [joined(*before, *ours, frame=before[0] if before else None)]
+    systems = [piece.raw for piece in turn if piece.role in SYSTEM_ROLES]
+    return [*said, joined(*systems)] if systems else said
 
 
 def joined(*raws: bytes, frame: bytes | None = None) -> bytes:
@@ -142,34 +133,6 @@ def message_json(role: str, content: str, **more: object) -> bytes:
     return msgspec.json.encode({"role": role, "content": [{"type": "text", "text": content}], **more})
 
 
-def results(raw: bytes) -> tuple[bytes, ...]:
-    """Each tool result in a message, as a message of its own; the message itself where it holds none."""
-    return tuple(b'{"role":"user","content":[' + raw[slice(*span)] + b"]}" for span in _results(raw)) or (raw,)
-
-
-def with_content(raw: bytes, content: str, result: int = 0) -> bytes:
-    """A client's message with another content of one of its tool results; all else stays as it is written.
-
-    Raises:
-        NotUnderstood, msgspec.DecodeError: `raw` did not come from a parsed message.
-    """
-    spans = _results(raw)
-    if not spans:
-        return joined(message_json("user", content), _emptied(raw))
-    start, stop = spans[result]
-    shorter = with_value(raw[start:stop], "content", msgspec.json.encode(content))
-    return raw[:start] + shorter + raw[stop:]
-
-
-def _emptied(raw: bytes) -> bytes:
-    return with_value(raw, "content", b"[]")
-
-
-def _results(raw: bytes) -> list[tuple[int, int]]:
-    """Where the tool results of a message stand in it."""
-    return [span for span in block_spans(raw) if _KIND.decode(looking(raw[slice(*span)])).type == RESULT]
-
-
 # What a plain answer says
 
 
@@ -201,16 +164,10 @@ def usage_of(usage: object) -> Usage | None:
     )
 
 
-class _Kind(msgspec.Struct):
-    type: object = None
-
-
 class _Answer(msgspec.Struct):
     type: object = None
     stop_reason: Raw = Raw(NULL)
     usage: object = None
 
 
-USERS = frozenset({"user", "tool"})  # as we tell them; to the API both are the user's
-_KIND = msgspec.json.Decoder(_Kind)
 _ANSWER = msgspec.json.Decoder(_Answer)

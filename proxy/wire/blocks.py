@@ -67,6 +67,7 @@ class Blocks:
         self.calls: list[ToolCall] = []
         self.results: list[str] = []  # the calls that results answer
         self.unseen = 0  # tokens, about
+        self.has_more = False  # something stands beside results
 
     def read(self, kind: object, raw: bytes) -> Sequence[str | Media] | None:
         """What a block says, in order; None: it is none of this dialect's, or malformed."""
@@ -175,14 +176,16 @@ def ciphers(value: object, key: str = "") -> Iterator[int]:
 
 def plainly(raw: bytes) -> bytes:
     """JSON without cache marks, nulls, spacing and an order of keys: SDKs and providers differ in them."""
-    return msgspec.json.encode(_bare(msgspec.json.decode(raw)), order="sorted")
+    return msgspec.json.encode(bare(msgspec.json.decode(raw), "cache_control"), order="sorted")
 
 
-def _bare(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _bare(one) for key, one in value.items() if one is not None and key != "cache_control"}
-    if isinstance(value, list):
-        return [_bare(one) for one in value]
+def bare(value: object, without: str | None = None) -> object:
+    """JSON without members that are null, which some clients write and others leave out, or have one name."""
+    match value:
+        case dict():
+            return {key: bare(one, without) for key, one in value.items() if one is not None and key != without}
+        case list():
+            return [bare(one, without) for one in value]
     return value
 
 

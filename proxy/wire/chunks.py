@@ -10,10 +10,10 @@ from memory.messages import Message
 from memory.types import Usage
 from proxy.wire.content import message_of
 from proxy.wire.openai import usage_of
-from proxy.wire.sse import MAX_ANSWER_CHARS, Accumulator, Answer, Events, error_text, mended
+from proxy.wire.sse import MAX_ANSWER_CHARS, Accumulator, Answer, Events, Terminal, error_text, mended
 
 # Clients take everything that begins so for the end, whatever follows it in the line.
-TERMINAL = re.compile(rb"[\r\n]data:[ \t]*\[DONE\]")
+TERMINAL = Terminal(re.compile(rb"[\r\n]data:[ \t]*\[DONE\]"), (b"[DONE]",))
 
 
 def accumulator(max_chars: int = MAX_ANSWER_CHARS) -> Accumulator:
@@ -22,7 +22,7 @@ def accumulator(max_chars: int = MAX_ANSWER_CHARS) -> Accumulator:
     Args:
         max_chars: of text, reasoning and arguments kept; more is not recorded, and the answer says so.
     """
-    return Accumulator(_Sum(max_chars), TERMINAL, b"[DONE]")
+    return Accumulator(_Sum(max_chars), TERMINAL)
 
 
 def accumulate(chunks: Iterable[bytes]) -> Answer:

@@ -10,8 +10,7 @@ from msgspec import Raw
 
 from memory.messages import Media, Message, ToolCall
 from proxy.wire import images, items
-from proxy.wire.blocks import Blocks, plainly
-from proxy.wire.blocks import digest as _digest
+from proxy.wire.blocks import RESULT, Blocks, digest, plainly
 from proxy.wire.slices import NotUnderstood, few, looking, members
 
 NULL = b"null"
@@ -47,6 +46,7 @@ def message_of(raw: bytes) -> Message:
         more_call_ids=tuple(blocks.results[1:]),
         media=(*media, *_spoken(fields.get("audio", NULL))),
         unseen=blocks.unseen,
+        has_user_words=role == "user" and bool(blocks.results) and blocks.has_more,
     )
 
 
@@ -71,12 +71,15 @@ def _content(raw: bytes, blocks: Blocks) -> tuple[str, tuple[Media, ...]]:
         if not isinstance(shape.type, str):
             shape.type = ""
         said = None if shape.type in TEXT_PARTS else blocks.read(shape.type, part)
-        for piece in (_part(shape, part),) if said is None else said:
+        found = (_part(shape, part),) if said is None else said
+        for piece in found:
             match piece:
                 case str(text) if text:  # SDKs leave empty ones out when they send an answer back
                     texts.append(text)
                 case Media() as medium:
                     media.append(medium)
+        if shape.type != RESULT and any(piece.strip() if isinstance(piece, str) else piece for piece in found):
+            blocks.has_more = True
     return "\n".join(texts), tuple(media)
 
 
@@ -86,25 +89,25 @@ def _part(part: "_Part", raw: bytes) -> str | Media | None:
         return part.text
     if part.type in PICTURES and (picture := string(part.image_url) or string(part.file_id)):
         width, height = images.size(picture) or (None, None)
-        return Media("image", _digest(picture.encode()), width, height, string(part.detail) or "auto")
+        return Media("image", digest(picture.encode()), width, height, string(part.detail) or "auto")
     if part.type == "input_file" and (held := given(part.file_data, part.file_id, part.file_url)):
-        return Media("file", _digest(held))
+        return Media("file", digest(held))
     if part.type == "image_url" and (url := _inner(part.image_url, "url")):
         width, height = images.size(url) or (None, None)
-        return Media("image", _digest(url.encode()), width, height, _inner(part.image_url, "detail") or "auto")
+        return Media("image", digest(url.encode()), width, height, _inner(part.image_url, "detail") or "auto")
     if part.type == "input_audio" and (data := _inner(part.input_audio, "data")):
-        return Media("audio", _digest(data.encode()))
+        return Media("audio", digest(data.encode()))
     if part.type == "file" and (file := _inner(part.file, "file_data") or _inner(part.file, "file_id")):
-        return Media("file", _digest(file.encode()))
+        return Media("file", digest(file.encode()))
     if part.type == "refusal":
         return None
-    return Media("file", _digest(plainly(raw)))  # unknown to us, so all of it counts
+    return Media("file", digest(plainly(raw)))  # unknown to us, so all of it counts
 
 
 def _spoken(raw: bytes) -> tuple[Media, ...]:
     """`audio: {"id": ...}` of an assistant's spoken answer."""
     spoken = _inner(Raw(raw), "id") if raw != NULL else ""
-    return (Media("audio", _digest(spoken.encode())),) if spoken else ()
+    return (Media("audio", digest(spoken.encode())),) if spoken else ()
 
 
 def _inner(raw: Raw, key: str) -> str:

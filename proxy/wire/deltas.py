@@ -10,10 +10,15 @@ from memory.messages import Message
 from proxy.wire.anthropic import usage_of
 from proxy.wire.content import message_of
 from proxy.wire.slices import looking
-from proxy.wire.sse import MAX_ANSWER_CHARS, Accumulator, Answer, Events, error_text, mended
+from proxy.wire.sse import MAX_ANSWER_CHARS, Accumulator, Answer, Events, Terminal, error_text, mended
 
 # Some servers leave the `event:` lines out, and clients then go by the data.
-TERMINAL = re.compile(rb'[\r\n](?:event:[ \t]*message_stop|data:[ \t]*\{[ \t]*"type"[ \t]*:[ \t]*"message_stop")')
+TERMINAL = Terminal(
+    re.compile(rb'[\r\n](?:event:[ \t]*message_stop|data:[ \t]*\{[ \t]*"type"[ \t]*:[ \t]*"message_stop")'),
+    (b"message_stop",),
+    frozenset({"message_stop"}),
+    re.compile(rb'"type"\s*:\s*"message_stop"'),
+)
 
 
 def accumulator(max_chars: int = MAX_ANSWER_CHARS) -> Accumulator:
@@ -22,7 +27,7 @@ def accumulator(max_chars: int = MAX_ANSWER_CHARS) -> Accumulator:
     Args:
         max_chars: of text, thinking and arguments kept; more is not recorded, and the answer says so.
     """
-    return Accumulator(_Sum(max_chars), TERMINAL, b"message_stop")
+    return Accumulator(_Sum(max_chars), TERMINAL)
 
 
 def accumulate(chunks: Iterable[bytes]) -> Answer:

@@ -5,12 +5,12 @@ item that is not in it is the assistant's, and known by its bytes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import blake2b
 
 import msgspec
 
-from memory.messages import DIGEST_BYTES, Media, Message, ToolCall
+from memory.messages import Media, Message, ToolCall
 from proxy.wire import images
+from proxy.wire.blocks import bare, digest
 from proxy.wire.slices import NotUnderstood
 
 Fields = Mapping[str, bytes]  # of an item, each value as written
@@ -68,7 +68,7 @@ def item_of(raw: bytes, fields: Fields, content: ReadContent) -> Message:
     call = _call(kind, fields)
     if call is not None:
         return Message(ASSISTANT, "", raw, calls=(call,))
-    media = (Media("item", _digest(_without_ids(raw, fields))),)
+    media = (Media("item", digest(_without_ids(raw, fields))),)
     role = DEVELOPER if kind == "compaction" else ASSISTANT  # a history that nobody else can read keeps its place
     return Message(role, "", raw, media=media, unseen=len(raw) // CHARS_A_TOKEN)
 
@@ -208,27 +208,14 @@ def _without_ids(raw: bytes, fields: Fields) -> bytes:
 def _bare_json(value: bytes) -> str:
     """JSON with sorted keys and without members that are null, which some clients write and others leave out."""
     try:
-        return msgspec.json.encode(_bare(msgspec.json.decode(value)), order="sorted").decode()
+        return msgspec.json.encode(bare(msgspec.json.decode(value)), order="sorted").decode()
     except (OverflowError, msgspec.MsgspecError):  # a number that cannot be written again
         return value.decode()
 
 
-def _bare(value: object) -> object:
-    match value:
-        case dict():
-            return {key: _bare(inner) for key, inner in value.items() if inner is not None}
-        case list():
-            return [_bare(inner) for inner in value]
-    return value
-
-
 def _picture(url: str) -> Media:
     width, height = images.size(url) or (None, None)
-    return Media("image", _digest(url.encode()), width, height)
-
-
-def _digest(value: bytes) -> bytes:
-    return blake2b(value, digest_size=DIGEST_BYTES).digest()
+    return Media("image", digest(url.encode()), width, height)
 
 
 _STRING = msgspec.json.Decoder(str)

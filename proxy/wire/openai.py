@@ -13,7 +13,10 @@ from memory.types import Usage
 from proxy.wire.content import NOT_JSON, NULL, string
 from proxy.wire.content import message_of as message_of  # to write a message one must be able to read it
 from proxy.wire.parser import Shape
-from proxy.wire.slices import looking, with_value
+from proxy.wire.results import results as results
+from proxy.wire.results import with_content as with_content
+from proxy.wire.results import words as words
+from proxy.wire.slices import looking
 
 SHAPE = Shape(
     dialect="chat",
@@ -37,20 +40,6 @@ def render(request: ChatRequest, messages: Sequence[bytes], stable: int = 0) -> 
 def message_json(role: str, content: str, **more: object) -> bytes:
     """A message of our own."""
     return msgspec.json.encode({"role": role, "content": content, **more})
-
-
-def results(raw: bytes) -> tuple[bytes, ...]:
-    """Each tool result in a message, as a message of its own: here a message holds one."""
-    return (raw,)
-
-
-def with_content(raw: bytes, content: str, result: int = 0) -> bytes:
-    """A client's message with another `content`; all other keys, their order and spacing stay.
-
-    Raises:
-        NotUnderstood, msgspec.DecodeError: `raw` did not come from a parsed message.
-    """
-    return with_value(raw, "content", msgspec.json.encode(content))
 
 
 class Completion(msgspec.Struct, frozen=True):

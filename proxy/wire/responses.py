@@ -12,12 +12,14 @@ from msgspec import Raw
 from memory.messages import ChatRequest, Message
 from memory.types import Usage
 from proxy.wire import items
+from proxy.wire import results as beside
 from proxy.wire.content import NOT_JSON, NULL, string
 from proxy.wire.content import message_of as message_of  # to write a message one must be able to read it
-from proxy.wire.openai import Completion
+from proxy.wire.openai import Completion, natural
 from proxy.wire.openai import message_json as message_json  # a role and a string are an item, too
-from proxy.wire.openai import results as results
 from proxy.wire.parser import Shape
+from proxy.wire.results import results as results
+from proxy.wire.results import words as words
 from proxy.wire.slices import looking, members, with_value
 from proxy.wire.sse import error_text
 
@@ -61,8 +63,9 @@ def with_content(raw: bytes, content: str, result: int = 0) -> bytes:
         return raw
     if kind == "shell_call_output" and "output" in spans:
         return with_value(raw, "output", _shell_output(text[slice(*spans["output"])], content))
-    key = "output" if kind is not None and kind.endswith("_output") else "content"
-    return with_value(raw, key, msgspec.json.encode(content))
+    if kind is not None and kind.endswith("_output"):
+        return with_value(raw, "output", msgspec.json.encode(content))
+    return beside.with_content(raw, content, result)
 
 
 def _shell_output(said: bytes, content: str) -> bytes:
@@ -149,14 +152,10 @@ def usage_of(usage: object) -> Usage | None:
         return None
     details = usage.get("input_tokens_details")
     return Usage(
-        input_tokens=_natural(usage.get("input_tokens")),
-        cached_tokens=_natural(details.get("cached_tokens")) if isinstance(details, Mapping) else 0,
-        output_tokens=_natural(usage.get("output_tokens")),
+        input_tokens=natural(usage.get("input_tokens")),
+        cached_tokens=natural(details.get("cached_tokens")) if isinstance(details, Mapping) else 0,
+        output_tokens=natural(usage.get("output_tokens")),
     )
-
-
-def _natural(value: object) -> int:
-    return int(value) if isinstance(value, int | float) and 0 < value < 1e15 else 0
 
 
 _RESPONSE = msgspec.json.Decoder(Response)

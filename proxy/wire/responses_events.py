@@ -11,12 +11,19 @@ from memory.types import Usage
 from proxy.wire.content import NOT_JSON, NULL
 from proxy.wire.responses import answer_of, response_in, usage_of
 from proxy.wire.slices import looking
-from proxy.wire.sse import MAX_ANSWER_CHARS, Accumulator, Answer, Events, error_text
+from proxy.wire.sse import MAX_ANSWER_CHARS, Accumulator, Answer, Events, Terminal, error_text
 
+ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 # The event says itself what the whole response is. Some servers name it in an `event:` line, others in its data alone.
-TERMINAL = re.compile(
-    rb"[\r\n](?:event:[ \t]*|data:[ \t]*\{[ \t]*(?:\"sequence_number\":[ \t]*\d{1,9},[ \t]*)?\"type\":[ \t]*\")"
-    rb"response\.(?:completed|incomplete|failed)"
+TERMINAL = Terminal(
+    re.compile(
+        rb"[\r\n](?:event:[ \t]*|data:[ \t]*\{[ \t]*(?:\"sequence_number\":[ \t]*\d{1,9},[ \t]*)?\"type\":[ \t]*\")"
+        rb"response\.(?:completed|incomplete|failed)"
+    ),
+    (b"response.completed", b"response.incomplete", b"response.failed"),
+    ENDS,
+    re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"'),
+    says_more=True,
 )
 DELTAS = {  # the deltas that an item is made of, and of which kind it is
     "response.output_text.delta": "message",
@@ -24,7 +31,6 @@ DELTAS = {  # the deltas that an item is made of, and of which kind it is
     "response.function_call_arguments.delta": "function_call",
     "response.custom_tool_call_input.delta": "custom_tool_call",
 }
-ENDS = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
 def accumulator(max_chars: int = MAX_ANSWER_CHARS) -> Accumulator:
@@ -33,7 +39,7 @@ def accumulator(max_chars: int = MAX_ANSWER_CHARS) -> Accumulator:
     Args:
         max_chars: of items kept; more is not recorded, and the answer says so.
     """
-    return Accumulator(_Sum(max_chars), TERMINAL, b"response.", says_more=True)
+    return Accumulator(_Sum(max_chars), TERMINAL)
 
 
 def accumulate(chunks: Iterable[bytes]) -> Answer:

@@ -24,6 +24,7 @@ MAX_ERROR_CHARS = 500
 
 _CARRY_BYTES = 96  # longest beginning of a terminal line that is carried to the next chunk
 _BLANK_LINE = re.compile(rb"\n\r?\n|\r\r")
+_LINE_END = re.compile(rb"[\r\n]")
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -50,24 +51,36 @@ class Sum(Protocol):
     def answer(self, terminal: bool) -> Answer: ...
 
 
+class Terminal(msgspec.Struct, frozen=True):
+    """How a dialect's last event is known."""
+
+    line: re.Pattern[bytes]  # that begins it, with the line break before it
+    words: tuple[bytes, ...]  # one of them stands in each such event: looking for it is cheaper
+    kinds: frozenset[str] = frozenset()  # what its data has as `type`, wherever in the object that stands
+    kind: re.Pattern[bytes] | None = None  # any of them as a `type`, at whatever depth
+    says_more: bool = False  # it is a part of the answer, so the end is where it ends
+
+    def is_in(self, event: bytes) -> bool:
+        """Is this event, as far as it goes, the last one by its data?"""
+        if self.kind is None or self.kind.search(event) is None:
+            return False
+        return any(found.type in self.kinds for found in _KINDS.read(payloads(event)) if isinstance(found.type, str))
+
+
 class Accumulator:
     """Takes a stream's decoded bytes as they come; events are read when there are many, or at the end.
 
     Args:
         sum: takes the events' data.
-        terminal: the line that begins the end, with the line break before it.
-        word: that stands in each such line: looking for it is cheaper.
-        says_more: the event that begins so is a part of the answer, so the end is where that event ends.
     """
 
-    def __init__(self, sum: Sum, terminal: re.Pattern[bytes], word: bytes, says_more: bool = False) -> None:
+    def __init__(self, sum: Sum, terminal: Terminal) -> None:
         self._unread: list[bytes] = []
         self._unread_bytes = 0
         self._flush_at = FLUSH_BYTES
         self._carry = b"\n"  # the stream's last bytes; a stream begins like a line
-        self._pattern = terminal
-        self._word = word
-        self._says_more = says_more
+        self._last = terminal
+        self._look_at: int | None = None  # bytes of an event that may be the last one; None: none may
         self._terminal = False
         self.is_complete = False  # the terminal event is here to its end
         self._sum = sum
@@ -76,27 +89,61 @@ class Accumulator:
         """Where in this chunk the terminal line begins; None: it does not.
 
         From that byte on, bytes are to be held back until the turn is safe. A terminal line that began in an earlier
-        chunk gives 0. After the first terminal line: None.
+        chunk gives 0; so does one that says only at its end what it is, for nobody reads a line before its end. After
+        the first terminal line: None.
         """
         if self._terminal:
-            if self._says_more and not self.is_complete:
+            if self._last.says_more and not self.is_complete:
                 self._end(chunk)
             return None
         window = self._carry + chunk
-        found = self._pattern.search(window) if self._word in window else None
-        if found is None:
+        has_word = any(word in window for word in self._last.words)
+        found = self._last.line.search(window) if has_word else None
+        start = found.start() + 1 - len(self._carry) if found else self._late(window, chunk, has_word)
+        if start is None:
             self._carry = window[-_CARRY_BYTES:]
             self._take(chunk)
             return None
         self._terminal = True
-        begins = max(0, found.start() + 1 - len(self._carry))
+        begins = max(0, start)
         self._take(chunk[:begins])
-        self._carry = window[found.start() + 1 : len(self._carry)]  # what of the line came in an earlier chunk
-        if self._says_more:
+        self._carry = window[max(0, len(self._carry) + start) : len(self._carry)]  # what of it came in an earlier chunk
+        if self._last.says_more:
             self._end(chunk[begins:])
         else:
             self.is_complete = True
         return begins
+
+    def _late(self, window: bytes, chunk: bytes, has_word: bool) -> int | None:
+        """Where, from the beginning of a chunk, the last event begins that has its type behind other keys.
+
+        It is read when its line ends, and when it ends itself; between, only when it is twice as long: an event of many
+        lines is not read for each of them.
+        """
+        kind = self._last.kind
+        if self._look_at is None:
+            if not has_word or kind is None or kind.search(window) is None:
+                return None
+            self._look_at = 0
+        has_line = _LINE_END.search(chunk) is not None and self._unread_bytes >= self._look_at
+        if not has_line and _BLANK_LINE.search(window) is None:
+            return None
+        self._flush()
+        held = b"".join(self._unread)
+        text = held + chunk
+        start = 0
+        for blank in _BLANK_LINE.finditer(text):
+            if self._last.is_in(text[start : blank.end()]):
+                return start - len(held)
+            start = blank.end()
+        ended = max(text.rfind(b"\n"), text.rfind(b"\r")) + 1
+        if self._last.is_in(text[start:ended]):
+            return start - len(held)
+        if kind is None or kind.search(text, start) is None:
+            self._look_at = None
+        else:
+            self._look_at = 2 * len(text) if kind.search(text, start, ended) else 0
+        return None
 
     def _end(self, chunk: bytes) -> None:
         """Take the terminal event as far as it goes."""
@@ -148,6 +195,10 @@ def payloads(text: bytes) -> list[bytes]:
     return found
 
 
+class _Kind(msgspec.Struct):
+    type: object = None
+
+
 class Events(Generic[E]):
     """The data of events as values of a kind; what is malformed is skipped."""
 
@@ -179,6 +230,9 @@ class Events(Generic[E]):
             return msgspec.convert(json.loads(payload), self._kind, strict=False)
         except (ValueError, RecursionError):
             return None
+
+
+_KINDS = Events(_Kind)
 
 
 def error_text(error: object) -> str:

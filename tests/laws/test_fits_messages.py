@@ -1,5 +1,6 @@
 """Laws 2, 7 and 8 in the Messages API's dialect: the histories of `test_fits`, as Anthropic's clients would send them."""
 
+import itertools
 import json
 import random
 from typing import Any
@@ -9,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory.identify import newest_user
-from memory.messages import ChatRequest
+from memory.messages import ChatRequest, Message
 from memory.prepared import Prepared
 from memory.tokens import REPLY_TOKENS
 from proxy.wire import anthropic
+from proxy.wire.content import message_of
 from proxy.wire.parser import Parser
 from tests.conversations import assistant, calling, prose, result, system, user
 from tests.laws import test_fits
@@ -35,10 +37,8 @@ def translated(message: Json) -> Json:
     blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
     blocks = [PICTURE if block["type"] == "image_url" else block for block in blocks]
     if message["role"] == "tool":
-        return {
-            "role": "user",
-            "content": [{"type": "tool_result", "tool_use_id": message["tool_call_id"], "content": blocks}],
-        }
+        found = {"type": "tool_result", "tool_use_id": message["tool_call_id"], "content": blocks}
+        return {"role": "user", "content": [found, *message.get("beside", ())]}
     calls = [
         {"type": "tool_use", "id": call["id"], "name": "look", "input": json.loads(call["function"]["arguments"])}
         for call in message.get("tool_calls") or ()
@@ -69,9 +69,15 @@ def tokens_in(body: bytes) -> int:
 
 
 def smallest_here(asked: ChatRequest) -> int:
-    """A message may hold several results, and each keeps something."""
+    """A message may hold several results, and each keeps something; so do words beside results, and new ones all."""
     more = [len(anthropic.results(message.raw)) - 1 for message in asked.messages if message.role == "tool"]
-    return smallest(asked) + SMALLEST_RESULT * sum(more)
+    worded = [message for message in asked.messages if message.has_user_words]
+    new = words_tokens(asked.messages[-1]) if worded and worded[-1] is asked.messages[-1] else 0
+    return smallest(asked) + SMALLEST_RESULT * (sum(more) + bool(worded)) + new
+
+
+def words_tokens(message: Message) -> int:
+    return COUNTER.message(message_of(anthropic.words(message.raw)), "cl100k_base")
 
 
 def check(prepared: Prepared) -> None:
@@ -89,10 +95,15 @@ def check(prepared: Prepared) -> None:
     }
     line = [message for message in asked.messages if not message.is_system]
     newest = newest_user(line)
+    beside = [message for message in line[(newest or 0) :] if message.has_user_words][-1:]
     shown = [unmarked(block) for message in after["messages"] for block in blocks_of(message["content"])]
     assert newest is None or all(
         unmarked(block) in shown for block in blocks_of(json.loads(line[newest].raw)["content"])
     )
+    for message in beside:
+        if words_tokens(message) <= (limit - smallest_here(asked)) // 2:
+            words = blocks_of(json.loads(anthropic.words(message.raw))["content"])
+            assert all(unmarked(block) in shown for block in words)
 
 
 @pytest.fixture
@@ -114,6 +125,26 @@ async def test_every_request_of_every_conversation_fits_and_is_valid(spoken, his
     for messages, answer in requests_of(history):
         more: Json = {"model": model, "max_tokens": room} | ({"tools": TOOLS} if tools else {})
         check(await spoken.ask(caller, messages, translated(answer), **more))
+
+
+@st.composite
+def interrupted(draw: st.DrawFn) -> list[Json]:
+    """Conversations whose users speak beside results as well."""
+    rng, said = random.Random(draw(st.integers(0, 2**32))), []
+    every = draw(st.sampled_from([1, 2, 5]))
+    for message, after in itertools.pairwise([*draw(histories()), assistant("")]):
+        ends = message["role"] == "tool" and after["role"] != "tool" and rng.randrange(every) == 0
+        words = prose(rng, rng.choice([1, 30, 30, 400, 3_000]))
+        said.append({**message, "beside": [{"type": "text", "text": words}]} if ends else message)
+    return said
+
+
+@slow
+@given(history=interrupted(), model=st.sampled_from(["m-2k", "m-8k", "m-8k", "m-32k"]))
+async def test_where_users_speak_beside_results_every_request_fits_and_their_newest_words_stay(spoken, history, model):
+    caller = spoken.tenant()
+    for messages, answer in requests_of(history):
+        check(await spoken.ask(caller, messages, translated(answer), model=model))
 
 
 @slow

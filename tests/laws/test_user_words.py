@@ -1,15 +1,19 @@
 """Law 7: words of the user survive. Pinned ones byte for byte; what they state is still there after the first digest."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from tests.conversations import assistant, calling, prose, result, system, user
+from tests.laws.test_messages import png
 from tests.proxied import MODEL, Provider, proxying
+from tests.spoken_to import MessagesProvider, blocks_of, sdk, unmarked
 
 Json = dict[str, Any]
 RESERVE = 256
+PICTURE = png(280, 280)
 
 KINDS = {
     "an id": ("The ticket for the crane is {}.", lambda r: f"OPS-{r.randrange(1_000, 9_999)}"),
@@ -90,6 +94,71 @@ def test_in_a_long_loop_the_task_keeps_its_words(dsn, tmp_path):
     for step in range(60):
         loop += [calling((f"c{step}", "{}")), result(f"c{step}", prose(rng, 120))]
     assert task in converse([system("be an agent"), *loop], dsn, tmp_path)
+
+
+def used(id: str) -> Json:
+    return {"role": "assistant", "content": [{"type": "tool_use", "id": id, "name": "look", "input": {}}]}
+
+
+def found(id: str, text: str, *beside: Json) -> Json:
+    return {"role": "user", "content": [{"type": "tool_result", "tool_use_id": id, "content": text}, *beside]}
+
+
+def shown_in(messages: Sequence[Json]) -> list[Json]:
+    return [unmarked(block) for message in messages for block in blocks_of(message["content"])]
+
+
+def texts_in(messages: Sequence[Json]) -> list[str]:
+    return [block["text"] for block in shown_in(messages) if block["type"] == "text"]
+
+
+def interrupted(rng: random.Random, after: Sequence[int], result_words: int = 120) -> tuple[list[Json], list[Json]]:
+    """A long loop in which the user speaks beside some results, as Claude Code sends it; and the words."""
+    loop, said = [user("The task:\n" + prose(rng, 60))], []
+    for step in range(60):
+        beside = []
+        if step in after:
+            said.append({"type": "text", "text": f" {step}: rather in  teal,\nnever in mauve \u200b"})
+            beside = [said[-1], PICTURE]
+        loop += [used(f"c{step}"), found(f"c{step}", prose(rng, result_words if beside else 120), *beside)]
+    return loop, said
+
+
+@pytest.mark.parametrize("result_words", [120, 3_000])
+@pytest.mark.parametrize("speaks", ["messages", "chat"])
+def test_in_a_long_loop_words_beside_a_result_are_kept_as_the_task_is(dsn, tmp_path, speaks, result_words):
+    """They were folded, for the message that holds them was taken for a tool's alone; the older task was not."""
+    loop, (words,) = interrupted(random.Random(7), [9], result_words)
+    provider = MessagesProvider() if speaks == "messages" else Provider()
+    with provider.serving() as upstream, proxying(upstream.url, dsn, tmp_path) as proxy:
+        if speaks == "messages":
+            sdk(proxy).messages.create(model=MODEL, max_tokens=RESERVE, messages=loop)  # type: ignore[arg-type]
+        else:
+            with proxy.client() as client:
+                client.chat.completions.create(model=MODEL, messages=loop, max_tokens=RESERVE)  # type: ignore[arg-type]
+    shown = shown_in(provider.prompts[-1].messages)
+
+    assert words in shown
+    assert PICTURE in shown
+    assert loop[0]["content"] in texts_in(provider.prompts[-1].messages)
+    assert not any(block.get("tool_use_id") == "c9" for block in shown)
+
+
+@pytest.mark.parametrize("results", [1, 2])
+def test_in_a_chat_words_beside_a_result_that_is_too_large_are_left_as_they_are(dsn, tmp_path, results):
+    """Gateways send blocks inside chats; the whole message was replaced, and what the user said with it."""
+    rng = random.Random(9)
+    words = {"type": "text", "text": " and then  stop\n"}
+    calls = [call for n in range(results) for call in used(f"c{n}")["content"]]
+    answers = [block for n in range(results) for block in found(f"c{n}", prose(rng, 9_000))["content"]]
+    task, said = user("read the log"), {"role": "assistant", "content": calls}
+    prompt = converse([task, said, user([*answers, words, PICTURE])], dsn, tmp_path)
+    shorter = prompt[-1]["content"]
+
+    assert prompt[-3:-1] == [task, said]
+    assert [block["tool_use_id"] for block in shorter[:results]] == [f"c{n}" for n in range(results)]
+    assert all("the whole is kept as [#" in block["content"] for block in shorter[:results])
+    assert shorter[results:] == [words, PICTURE]
 
 
 def test_a_fork_back_into_a_loop_keeps_the_loops_user_message(dsn, tmp_path):

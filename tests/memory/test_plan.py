@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import random
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 from memory.assemble import Counted, assemble, displaced
 from memory.budget import budget
 from memory.errors import CannotFit
+from memory.identify import message_hint
 from memory.plan import fair_shares, roll
 from memory.prompts import hints_in
 from memory.reinject import every
@@ -253,6 +255,99 @@ def test_when_no_message_can_leave_any_more_the_digest_itself_shrinks():
 def test_the_same_case_gives_the_same_frozen_prompt():
     messages = chat(random.Random(12), 40, 80)
     assert rolled(messages)[1] == rolled(messages)[1]
+
+
+# What users say beside results
+
+
+def interrupted(words: Mapping[int, str], steps: int = 40, size: int = 80) -> list[Json]:
+    """A loop in which the user speaks beside some results; by step."""
+    rng, said = random.Random(16), [user("find out")]
+    for step in range(steps):
+        call = {"type": "tool_use", "id": f"c{step}", "name": "look", "input": {"step": step}}
+        found = {"type": "tool_result", "tool_use_id": f"c{step}", "content": prose(rng, size)}
+        beside = [{"type": "text", "text": words[step]}] if step in words else []
+        said += [{"role": "assistant", "content": [call]}, user([found, *beside])]
+    return said
+
+
+def alone(frozen: Frozen) -> list[str]:
+    """What stands in the place of messages with words beside results."""
+    return [json.loads(part.raw)["content"] for part in frozen.parts if part.raw and part.stop == part.start + 1]
+
+
+def test_the_newest_words_beside_results_stay_and_earlier_ones_while_they_are_few():
+    """Clients remind the model beside results, too; a reminder does not displace what the user said before."""
+    reminder = prose(random.Random(17), 90)
+    words = {2: prose(random.Random(18), 300), 4: "rather in teal", 6: reminder, 8: "and soon"}
+    _, frozen = rolled(interrupted(words))
+
+    assert [block["text"] for (block,) in alone(frozen)] == ["rather in teal", reminder, "and soon"]
+    assert [part.start for part in frozen.parts] == sorted(part.start for part in frozen.parts)
+
+
+def test_a_digest_tells_words_beside_results_as_the_users():
+    wish = "Always label the crates LX-4711."
+    counted, frozen = rolled([*interrupted({3: wish}, 30), assistant("done"), *chat(random.Random(19), 20, 80)])
+    digest = prompt_of(counted, frozen)[0]["content"]
+
+    assert alone(frozen) == []
+    assert f"user: {wish}" in digest.splitlines()
+
+
+@pytest.mark.parametrize("new", [80, 9_000])
+def test_words_beside_results_that_are_too_large_are_shortened_in_place_and_have_an_id(new):
+    messages = [
+        *interrupted({3: prose(random.Random(20), 8_000)}),
+        calling(("z", "{}")),
+        result("z", prose(random.Random(21), new)),
+    ]
+    counted, frozen = rolled(messages)
+    (text,) = alone(frozen)[:1]
+
+    assert hints_in(text) == (message_hint(counted.line.nodes[8]),)
+    assert text.startswith(messages[8]["content"][1]["text"][:40])
+    assert 0.3 * budget_of(counted).limit < tokens_of(counted, frozen) <= budget_of(counted).limit
+
+
+def test_new_results_are_shortened_around_what_users_say_beside_them():
+    """Each result keeps something, and the words all of theirs: they were counted as if they could be shortened."""
+    words = prose(random.Random(22), 4_000)
+    small = {"type": "tool_result", "tool_use_id": "b", "content": "nothing"}
+    calls = [{"type": "tool_use", "id": id, "name": "look", "input": {}} for id in "ab"]
+    large = {"type": "tool_result", "tool_use_id": "a", "content": prose(random.Random(23), 9_000)}
+    asked = [
+        user("go"),
+        {"role": "assistant", "content": calls},
+        user([large]),
+        user([small, {"type": "text", "text": words}]),
+    ]
+    counted, frozen = rolled(asked)
+
+    assert prompt_of(counted, frozen)[-1] == asked[-1]
+    assert tokens_of(counted, frozen) <= budget_of(counted).limit
+    with pytest.raises(CannotFit):
+        rolled([*asked[:-1], user([small, {"type": "text", "text": words[:-1] * 2}])])
+
+
+def test_many_small_results_in_one_message_are_no_reason_to_give_up():
+    """Each by itself takes more than its share of the message, so that all of them seemed not to fit into it."""
+    calls = [{"type": "tool_use", "id": f"c{n}", "name": "look", "input": {}} for n in range(31)]
+    found = [{"type": "tool_result", "tool_use_id": call["id"], "content": "no"} for call in calls]
+    large = {**found[0], "content": prose(random.Random(24), 9_000)}
+    counted, frozen = rolled([user("go"), {"role": "assistant", "content": calls}, user([large]), user(found[1:])])
+
+    assert json.loads(frozen.parts[-1].raw or b"{}").get("content") == found[1:] or frozen.parts[-1].raw is None
+    assert tokens_of(counted, frozen) <= budget_of(counted).limit
+
+
+def test_sealed_words_beside_results_are_not_told():
+    counted = counted_of(interrupted({2: "the password is swordfish", 4: "rather in teal"}))
+    line = without_sealed(counted.line, {counted.line.messages[6].digest})
+    frozen = roll(rollover_of(replace(counted, line=line), budget_of(counted)), None)
+
+    assert [block["text"] for (block,) in alone(frozen)] == ["rather in teal"]
+    assert b"swordfish" not in b"".join(part.raw or b"" for part in frozen.parts)
 
 
 # Results larger than what is left

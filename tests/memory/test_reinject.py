@@ -13,9 +13,10 @@ from memory.assemble import displaced
 from memory.budget import budget
 from memory.identify import message_hint
 from memory.lexical import terms
+from memory.messages import spoken
 from memory.plan import roll
 from memory.prompts import Quoted, block_text, defuse, hints_in, session_nonce
-from memory.reinject import UNSURE_TOKENS, Search, every, reinject, spoken
+from memory.reinject import UNSURE_TOKENS, Search, every, reinject
 from memory.settings import Recall
 from memory.types import Block, Frozen, Model
 from tests.conversations import (

@@ -169,6 +169,23 @@ async def test_usage_and_reasons_are_recorded(proxy, upstream, packed):
     assert attempt["finish_reasons"] == ["length"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("megabytes", [1, 17])
+async def test_that_an_answer_said_more_than_is_kept_is_recorded(proxy, upstream, stream, megabytes):
+    said = "x" * 1_000_000
+    if stream:
+        event = b'data: {"choices":[{"index":0,"delta":{"content":"%s"}}]}\n\n' % said.encode()
+        upstream.script = sse([*[event] * megabytes, b"data: [DONE]\n\n"])
+    else:
+        whole = {"choices": [{"index": 0, "message": assistant(said * megabytes), "finish_reason": "stop"}]}
+        upstream.script = answer(json.dumps(whole).encode())
+    got = await post(proxy, [user("hi")], stream=stream)
+    (attempt,) = proxy.explain(note(got, "turn") or "")["attempts"]
+
+    assert len(got.body) > megabytes * 1_000_000
+    assert attempt["truncated"] is (megabytes > 16)
+
+
 async def test_an_error_in_the_middle_of_a_stream_passes_and_is_recorded(proxy, upstream):
     events = [
         b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n',

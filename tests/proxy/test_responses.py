@@ -124,6 +124,27 @@ async def test_the_end_of_a_stream_waits_until_the_turn_is_recorded(proxy, upstr
     assert b"output_text.delta" in b"".join(seen[:-1]), "what came before it did not wait"
 
 
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_an_end_that_says_so_behind_other_keys_waits_for_the_record_as_well(proxy, upstream, pieces):
+    """Without an `event:` line it went out at once."""
+    told = json.loads(STREAM[STREAM.rindex(b"data: ") + 6 :])
+    last = b"data: " + json.dumps(dict(reversed(told.items()))).encode() + b"\n\n"
+    begins = STREAM.index(b"event: response.completed")
+    size = len(last) // pieces + 1
+    parts = [last[i : i + size] for i in range(0, len(last), size)]
+    upstream.script = sse([STREAM[:begins], *parts, b": and some time later\n\n"], pause=0.3)
+    body = body_of("hi", stream=True)
+    head = [b"POST /v1/responses HTTP/1.1", b"Host: proxy.test", b"%b: %b" % KEY, b"Content-Length: %d" % len(body)]
+    seen = b""
+    async with connected(proxy.url) as client, asyncio.timeout(10):
+        await client.send(b"\r\n".join(head) + b"\r\n\r\n" + body)
+        while last[-20:] not in seen:
+            seen += await client.reader.read(2**16)
+        turns = recorded(proxy)
+
+    assert [line["content"] for line in turns] == ["hi", "done"]
+
+
 ODD = {
     "nothing": b"",
     "no JSON": b"{this is not JSON",

@@ -1,6 +1,7 @@
 """Promises about Messages API bodies: what is understood loses nothing, and what is rendered is legal there."""
 
 import base64
+import dataclasses
 import json
 import struct
 from typing import Any
@@ -179,6 +180,28 @@ def test_results_are_a_tools_message_whatever_stands_beside_them():
     assert (message.role, message.call_id, message.text) == ("tool", "t1", "done\ntwo\nAnd now?")
     assert [medium.kind for medium in message.media] == ["image"]
     assert read("user", {"type": "tool_result", "tool_use_id": "t1"}).text == ""
+
+
+@pytest.mark.parametrize(
+    ("role", "beside", "has_words"),
+    [
+        ("user", [{"type": "text", "text": "And now?"}], True),
+        ("user", [PICTURE], True),
+        ("user", [{"type": "document", "source": {"type": "url", "url": "u"}}], True),
+        ("user", [{"type": "from_the_future"}], True),
+        ("user", [{"type": "text", "text": " \n"}], False),
+        ("user", [], False),
+        ("user", [{**RESULT, "tool_use_id": "t2", "content": [PICTURE, {"type": "text", "text": "two"}]}], False),
+        ("tool", [{"type": "text", "text": "And now?"}], False),
+        ("assistant", [{"type": "text", "text": "And now?"}], False),
+    ],
+)
+def test_words_beside_results_are_known_and_make_no_other_message_of_it(role, beside, has_words):
+    for blocks in ([RESULT, *beside], [*beside, RESULT]):
+        message = read(role, *blocks)
+        assert message.has_user_words is has_words
+        assert message.digest == dataclasses.replace(message, has_user_words=not has_words).digest
+    assert not read("user", {"type": "text", "text": "hi"}, *beside[:-1]).has_user_words
 
 
 def test_a_providers_own_results_stay_with_the_assistant_and_can_be_read():

@@ -1,6 +1,8 @@
 """Promises about streamed Messages API answers: where the bytes are cut does not matter, and no cut looks like an end."""
 
 import json
+import time
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
@@ -185,6 +187,51 @@ def test_every_byte_from_the_terminal_line_on_is_held(name):
 @pytest.mark.parametrize("before", [b"", b"event: ping\ndata: {}\n\n", b": ping\r\n\r\n"])
 def test_every_form_of_the_last_event_is_an_end(end, before):
     assert deltas.accumulator().feed(before + end) == len(before)
+
+
+LATE = {
+    "type last": b'data: {"x":{"type":"ping"},"type":"message_stop"}\n\n',
+    "type between": b'data:{"x":"message_stop", "type" : "message_stop", "y":1}\n\n',
+    "CRLF": b'data: {"x":1,"type":"message_stop"}\r\n\r\n',
+    "CR": b'data: {"x":1,"type":"message_stop"}\r\r',
+    "an id": b'id: 7\ndata: {"x":1,"type":"message_stop"}\n\n',
+    "a long one": b'data: {"x":"' + b"y" * 400 + b'","type":"message_stop"}\n\n',
+    "no blank line": b'data: {"x":1,"type":"message_stop"}\n',
+    "several lines": b'data: {"x":1,\ndata: "type":"message_stop"\ndata: }\n\n',
+}
+
+
+def sent_of(pieces: Iterable[bytes]) -> bytes:
+    """What goes out of a stream before its turn is safe."""
+    accumulator, sent = deltas.accumulator(), b""
+    for piece in pieces:
+        held = accumulator.feed(piece)
+        if held is not None:
+            return sent + piece[:held]
+        sent += piece
+    raise AssertionError("no end")
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_an_end_whose_type_stands_behind_other_keys_is_held_before_anybody_can_read_it(name):
+    """Without an `event:` line it went out before the turn was safe. A line is read when it ends, or its event does."""
+    before = event("ping") + b'data: {"x":{"type":"message_stop"}}\n\n'
+    body = before + LATE[name]
+    begins, ends = len(before), len(body) - 1 if name == "several lines" else len(body.rstrip(b"\r\n"))
+
+    assert len(sent_of([body, b""])) == begins
+    assert len(sent_of(body[i : i + 1] for i in range(len(body)))) <= ends
+    for cut in range(len(body)):
+        assert len(sent_of([body[:cut], body[cut:]])) <= max(begins, min(cut, ends))
+
+
+def test_events_of_many_lines_are_not_read_for_each_of_them():
+    line = b'data: {"x":1,"type":"message_stop"},\n'
+    began = time.process_time()
+    accumulator = deltas.accumulator()
+    accumulator.feed(b"data: [\n")
+    assert [accumulator.feed(line) for _ in range(30_000)].count(None) == 30_000
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

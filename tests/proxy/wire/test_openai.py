@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxy.wire import responses
 from proxy.wire.content import message_of
 from proxy.wire.openai import SHAPE, message_json, render, with_content
 from proxy.wire.parser import Parser
@@ -383,6 +384,13 @@ def test_new_content_leaves_all_else_as_it_is(message, content):
 )
 def test_new_content_stands_where_the_old_one_stood(raw, expected):
     assert with_content(raw, "new") == expected
+
+
+def test_a_result_among_blocks_gets_new_content_alone():
+    """Gateways send blocks of the Messages API inside chats."""
+    raw = b'{"role":"user","content":[{"type":"tool_result","tool_use_id":"a","content":"x"} ,{"type":"text","text":"so"}]}'
+    assert with_content(raw, "new") == raw.replace(b'"x"', b'"new"')
+    assert with_content(raw, "new", 0) == responses.with_content(raw, "new", 0)
 
 
 def test_new_content_needs_a_message_without_a_key_twice():

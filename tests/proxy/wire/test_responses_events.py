@@ -46,6 +46,7 @@ STREAMS = {
         data_only({"sequence_number": n, **{k: v for k, v in told.items() if k != "sequence_number"}})
         for n, told in enumerate(TOLD)
     ),
+    "data alone, type last": b"".join(data_only(dict(reversed(told.items()))) for told in TOLD),
     "CRLF and comments": b": ping\r\n\r\n" + b"".join(map(event, TOLD)).replace(b"\n", b"\r\n"),
     "DONE behind it": b"".join(map(event, TOLD)) + b"data: [DONE]\n\n",
     "no blank line at the end": b"".join(map(event, TOLD))[:-1],

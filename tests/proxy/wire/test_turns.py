@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.wire import openai
 from proxy.wire.anthropic import message_json, render, results, with_content
+from proxy.wire.anthropic import words as words_beside
 from proxy.wire.content import message_of
 from proxy.wire.slices import MOST_PARTS
 from tests.bodies import body_of
@@ -94,19 +95,40 @@ def test_a_client_may_say_what_we_would():
 
 
 def test_system_messages_stand_behind_a_users():
-    """There they may stand, and two may not stand together."""
+    """There they may stand, before an answer or at the end; so two may not stand together."""
     told = [{"role": "system", "content": f"s{n}"} for n in range(2)]
     talk = [TALK[0], told[0], TALK[3], {"role": "user", "content": "three"}, told[1], TALK[3], TALK[4]]
 
     assert rendered(talk, DIGEST, 1, 3, 4, 5, 6)["messages"][:3] == [
         {"role": "user", "content": [{"type": "text", "text": "What was said before."}, {"type": "text", "text": "three"}]},
-        told[0],
-        told[1],
+        {"role": "system", "content": [{"type": "text", "text": "s0"}, {"type": "text", "text": "s1"}]},
+        TALK[3],
     ]  # fmt: skip
     roles = [message["role"] for message in rendered(talk, DIGEST, 1, 4, 5, 6)["messages"]]
     assert roles == ["user", "system", "assistant", "user"]
     held = rendered(talk, 1, DIGEST, 6)["messages"]
     assert [message["role"] for message in held] == ["user", "system"]
+
+
+@pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        ((DIGEST, 1, 3, 4), [["What was said before.", "three"], ["s0", "s1"]]),
+        ((DIGEST, 1, 3, BLOCK), [["What was said before.", "three", "<quoted>"], ["s0"]]),
+        ((DIGEST, 1, BLOCK, 3, BLOCK, 4), [["What was said before.", "<quoted>", "three", "<quoted>"], ["s0", "s1"]]),
+        ((DIGEST, 1, 0, BLOCK, 5), [["What was said before.", "one", "<quoted>"], ["s0"], ["well"]]),
+        ((DIGEST, 1), [["What was said before."], ["s0"]]),
+        ((0, 1, 2, BLOCK, 3, 4, 5), [["one"], ["s0"], ["well"], ["<quoted>", "three"], ["s1"], ["well"]]),
+    ],
+)
+def test_whatever_stands_beside_system_messages_they_come_last_and_as_one(pieces, expected):
+    """Ours took the place before the user message, and two system messages stood in a row, or one before a user's."""
+    told = [{"role": "system", "content": f"s{n}"} for n in range(2)]
+    talk = [TALK[0], told[0], TALK[3], {"role": "user", "content": "three"}, told[1], TALK[3], TALK[4]]
+    out = rendered(talk, *pieces)
+
+    assert [texts(message) for message in out["messages"]] == expected
+    assert list(problems(out)) == []
 
 
 # Marks
@@ -299,6 +321,18 @@ def test_each_result_in_a_message_can_have_other_content():
     }  # fmt: skip
     assert results(TALK_RAW := json.dumps(TALK[0]).encode()) == (TALK_RAW,)
     assert message_of(with_content(TALK_RAW, "new")).text == "new"
+
+
+def test_words_beside_results_are_a_message_of_their_own():
+    raw = (
+        b'{"content":[{"type":"text","text":" so \\ud800"} , {"type":"tool_result","tool_use_id":"t1"},'
+        b'{ "source":{"type":"url","url":"u"},"type":"image" }],"role":"user","x":1}'
+    )
+    alone = b'{"role":"user","content":[{"type":"text","text":" so \\ud800"},{ "source":{"type":"url","url":"u"},"type":"image" }]}'
+
+    assert words_beside(raw) == alone
+    assert (message_of(raw).role, message_of(raw).has_user_words) == ("tool", True)
+    assert (message_of(alone).role, message_of(alone).has_user_words) == ("user", False)
 
 
 def test_hostile_blocks_cost_linear_time():
