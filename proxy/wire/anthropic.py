@@ -18,10 +18,12 @@ from proxy.wire.marks import marked, without_marks
 from proxy.wire.openai import Completion, natural
 from proxy.wire.parser import Shape
 from proxy.wire.results import results, with_content, words
-from proxy.wire.slices import looking, members
+from proxy.wire.slices import looking, members, with_value
+from proxy.wire.splice import with_tool
 
 __all__ = [
-    "SHAPE", "completion_in", "message_json", "message_of", "render", "results", "usage_of", "with_content", "words",
+    "SHAPE", "completion_in", "message_json", "message_of", "render", "results", "results_json", "tool_json",
+    "usage_of", "with_content", "with_tool", "without_calls", "words",
 ]  # fmt: skip
 
 SHAPE = Shape(
@@ -39,7 +41,12 @@ class Piece(msgspec.Struct, frozen=True):
 
     raw: bytes
     role: str
-    is_ours: bool = False  # or the user's own of another day: it may join another as well
+    is_clients: bool  # and stands in this request
+
+    @property
+    def is_ours(self) -> bool:
+        """Our words, or the user's own of another day: they may join others."""
+        return self.role == "user" and not self.is_clients
 
 
 def render(request: ChatRequest, messages: Sequence[bytes], stable: int = 0) -> bytes:
@@ -63,18 +70,28 @@ def render(request: ChatRequest, messages: Sequence[bytes], stable: int = 0) -> 
 def _piece(raw: bytes, now: bytes, known: Mapping[bytes, str]) -> Piece:
     role = known.get(raw)
     if role is not None:
-        return Piece(now, role)
-    role = message_of(raw).role
-    return Piece(now, role, role == "user")
+        return Piece(now, role, is_clients=True)
+    return Piece(now, message_of(raw).role, is_clients=False)
 
 
 def in_turns(pieces: Sequence[Piece]) -> list[bytes]:
     """Messages with ours joined to their neighbours, so that where the client's roles took turns, they still do."""
     out: list[bytes] = []
-    for is_answer, run in groupby(pieces, lambda piece: piece.role == "assistant"):
+    for is_answer, run in groupby(with_results_joined(pieces), lambda piece: piece.role == "assistant"):
         turn = list(run)
         is_ours = not is_answer and any(piece.is_ours for piece in turn)
         out += settled(turn) if is_ours else (piece.raw for piece in turn)
+    return out
+
+
+def with_results_joined(pieces: Sequence[Piece]) -> list[Piece]:
+    """Results of our tool and those of the client's behind them as one message: the calls were one answer's."""
+    out: list[Piece] = []
+    for piece in pieces:
+        if out and piece.role == out[-1].role == "tool" and not out[-1].is_clients:
+            out[-1] = Piece(joined(out[-1].raw, piece.raw), "tool", is_clients=True)
+        else:
+            out.append(piece)
     return out
 
 
@@ -131,6 +148,22 @@ def blocks_in(raw: bytes) -> bytes:
 def message_json(role: str, content: str, **more: object) -> bytes:
     """A message of our own, as one text block."""
     return msgspec.json.encode({"role": role, "content": [{"type": "text", "text": content}], **more})
+
+
+def tool_json(name: str, description: str, parameters: Mapping[str, object]) -> bytes:
+    """A tool of our own."""
+    return msgspec.json.encode({"name": name, "description": description, "input_schema": parameters})
+
+
+def results_json(results: Sequence[tuple[str, str]]) -> tuple[bytes, ...]:
+    """What came of calls, by their ids, as one message: the API wants all results of a turn together."""
+    blocks = [{"type": "tool_result", "tool_use_id": id, "content": text} for id, text in results]
+    return (msgspec.json.encode({"role": "user", "content": blocks}),)
+
+
+def without_calls(body: bytes) -> bytes:
+    """A request that is to be answered in words."""
+    return with_value(body, "tool_choice", b'{"type":"none"}')
 
 
 # What a plain answer says

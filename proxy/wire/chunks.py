@@ -48,6 +48,7 @@ class CallDelta(msgspec.Struct):
     id: str | None = None
     function: FunctionDelta | None = None
     custom: CustomDelta | None = None
+    extra_content: object = None  # Gemini's signature of its thoughts, without which it refuses the call's result
 
 
 class Delta(msgspec.Struct):
@@ -142,7 +143,7 @@ class _ChoiceSum:
         self._role = self._role or delta.role
         size = 0
         if delta.content is not None:
-            size += self._text("content", delta.content if isinstance(delta.content, str) else _text_of(delta.content))
+            size += self._text("content", delta.content if isinstance(delta.content, str) else text_of(delta.content))
         if delta.reasoning_content:
             size += self._text("reasoning_content", delta.reasoning_content)
         if delta.reasoning:
@@ -150,7 +151,7 @@ class _ChoiceSum:
         if delta.refusal:
             size += self._text("refusal", delta.refusal)
         for call in delta.tool_calls or ():
-            size += self._call(call).add(call.function, call.custom)
+            size += self._call(call).add(call.function, call.custom, call.extra_content)
         if delta.function_call is not None:
             self._legacy = self._legacy or _CallSum(0, None)
             size += self._legacy.add(delta.function_call, None)
@@ -203,8 +204,9 @@ class _CallSum:
         self._name = ""
         self._written = StringIO()  # arguments, or a custom tool's input
         self._custom = False
+        self._extra: dict[str, object] = {}
 
-    def add(self, function: FunctionDelta | None, custom: CustomDelta | None) -> int:
+    def add(self, function: FunctionDelta | None, custom: CustomDelta | None, extra: object = None) -> int:
         name = text = None
         if custom is not None:
             name, text, self._custom = custom.name, custom.input, True
@@ -212,14 +214,17 @@ class _CallSum:
             name, text = function.name, function.arguments
         if name and name != self._name:  # most send it once, some with each delta, some in pieces
             self._name += name
-        return self._written.write(text or "")
+        if isinstance(extra, dict):
+            self._extra |= extra
+        return self._written.write(text or "") + (len(str(extra)) if extra else 0)
 
     def function(self) -> dict[str, str]:
         return {"name": self._name, "input" if self._custom else "arguments": self._written.getvalue()}
 
     def value(self) -> dict[str, object]:
         kind = "custom" if self._custom else "function"
-        return {"id": self.id or "", "type": kind, kind: self.function()}
+        value: dict[str, object] = {"id": self.id or "", "type": kind, kind: self.function()}
+        return value | {"extra_content": self._extra} if self._extra else value
 
 
 def _id_of(audio: object) -> str | None:
@@ -227,7 +232,7 @@ def _id_of(audio: object) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _text_of(parts: Sequence[object]) -> str:
+def text_of(parts: Sequence[object]) -> str:
     """The text parts of content that comes as a list (Mistral's reasoning models)."""
     texts = (part.get("text") for part in parts if isinstance(part, dict) and part.get("type") == "text")
     return "".join(text for text in texts if isinstance(text, str))

@@ -16,7 +16,8 @@ from proxy.wire.parser import Shape
 from proxy.wire.results import results as results
 from proxy.wire.results import with_content as with_content
 from proxy.wire.results import words as words
-from proxy.wire.slices import looking
+from proxy.wire.slices import looking, with_value
+from proxy.wire.splice import with_tool as with_tool
 
 SHAPE = Shape(
     dialect="chat",
@@ -40,6 +41,22 @@ def render(request: ChatRequest, messages: Sequence[bytes], stable: int = 0) -> 
 def message_json(role: str, content: str, **more: object) -> bytes:
     """A message of our own."""
     return msgspec.json.encode({"role": role, "content": content, **more})
+
+
+def tool_json(name: str, description: str, parameters: Mapping[str, object]) -> bytes:
+    """A tool of our own."""
+    function = {"name": name, "description": description, "parameters": parameters}
+    return msgspec.json.encode({"type": "function", "function": function})
+
+
+def results_json(results: Sequence[tuple[str, str]]) -> tuple[bytes, ...]:
+    """What came of calls, by their ids, as messages."""
+    return tuple(message_json("tool", text, tool_call_id=id) for id, text in results)
+
+
+def without_calls(body: bytes) -> bytes:
+    """A request that is to be answered in words."""
+    return with_value(body, "tool_choice", b'"none"')
 
 
 class Completion(msgspec.Struct, frozen=True):

@@ -17,10 +17,12 @@ from proxy.wire.content import NOT_JSON, NULL, string
 from proxy.wire.content import message_of as message_of  # to write a message one must be able to read it
 from proxy.wire.openai import Completion, natural
 from proxy.wire.openai import message_json as message_json  # a role and a string are an item, too
+from proxy.wire.openai import without_calls as without_calls
 from proxy.wire.parser import Shape
 from proxy.wire.results import results as results
 from proxy.wire.results import words as words
 from proxy.wire.slices import looking, members, with_value
+from proxy.wire.splice import with_tool as with_tool
 from proxy.wire.sse import error_text
 
 SHAPE = Shape(
@@ -48,6 +50,18 @@ def render(request: ChatRequest, messages: Sequence[bytes], stable: int = 0) -> 
     start, stop = request.span
     written = (raw[1:-1] if raw.startswith(b"[") else raw for raw in messages[request.preface :])
     return b"".join((request.body[:start], b"[", b",".join(written), b"]", request.body[stop:]))
+
+
+def tool_json(name: str, description: str, parameters: Mapping[str, object]) -> bytes:
+    """A tool of our own. The schema is not made strict, which would be this API's default: it may have options."""
+    shape = {"name": name, "description": description, "parameters": parameters, "strict": False}
+    return msgspec.json.encode({"type": "function", **shape})
+
+
+def results_json(results: Sequence[tuple[str, str]]) -> tuple[bytes, ...]:
+    """What came of calls, by their ids, as items."""
+    told = ({"type": "function_call_output", "call_id": id, "output": text} for id, text in results)
+    return tuple(map(msgspec.json.encode, told))
 
 
 def with_content(raw: bytes, content: str, result: int = 0) -> bytes:

@@ -5,6 +5,7 @@ here. Spans are byte offsets (start, stop). Everything is linear, for broken and
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from itertools import islice
 
 import msgspec
@@ -105,6 +106,56 @@ def with_value(raw: bytes, key: str, value: bytes) -> bytes:
         return raw[:start] + value + raw[stop:]
     end = raw.rindex(b"}")
     return b"".join((raw[:end], b"," if spans else b"", msgspec.json.encode(key), b":", value, raw[end:]))
+
+
+def replaced(raw: bytes, values: Mapping[str, bytes | None]) -> bytes:
+    """A JSON object with other values under keys that it has, and without those whose new value is None.
+
+    Raises:
+        NotUnderstood, msgspec.DecodeError, UnicodeDecodeError, RecursionError: see `members`.
+    """
+    spans = members(looking(raw))
+    wanted = [values.get(key, raw[slice(*span)]) for key, span in spans.items()]
+    return _woven(raw, list(spans.values()), wanted, b"{}")
+
+
+def rearranged(array: bytes, wanted: Sequence[bytes | None]) -> bytes:
+    """A JSON array of objects with another value for each element, and without those whose value is None.
+
+    Raises:
+        NotUnderstood, msgspec.DecodeError, UnicodeDecodeError, RecursionError: see `elements`.
+    """
+    return _woven(array, elements(looking(array)), wanted, b"[]")
+
+
+def _woven(text: bytes, spans: Sequence[Span], wanted: Sequence[bytes | None], empty: bytes) -> bytes:
+    """Values in the place of others, with what stood between those that stay."""
+    out: list[bytes] = []
+    position = 0
+    for (start, stop), value in zip(spans, wanted, strict=True):
+        if value is not None:
+            before = text[position:start]  # begins with the bracket or the comma
+            out += (before if out or position == 0 else before.replace(b",", empty[:1], 1), value)
+        position = stop
+    return b"".join((*out, text[position:])) if out else empty
+
+
+def parts(raw: bytes) -> dict[str, bytes]:
+    """The values of a JSON object, as they are written.
+
+    Raises:
+        NotUnderstood, msgspec.DecodeError, UnicodeDecodeError, RecursionError: see `members`.
+    """
+    return {key: raw[slice(*span)] for key, span in members(looking(raw)).items()}
+
+
+def each(array: bytes) -> list[bytes]:
+    """The elements of a JSON array of objects, as they are written.
+
+    Raises:
+        NotUnderstood, msgspec.DecodeError, UnicodeDecodeError, RecursionError: see `elements`.
+    """
+    return [array[slice(*span)] for span in elements(looking(array))]
 
 
 def elements(text: bytes) -> list[Span]:

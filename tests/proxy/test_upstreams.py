@@ -315,7 +315,7 @@ async def test_a_long_conversation_folds_for_the_window_of_the_upstreams_name(th
 # Without any setting
 
 
-MESSAGES = Dialect(SHAPE, CHAT.writing, CHAT.completion_in, CHAT.accumulator, "anthropic")
+MESSAGES = CHAT._replace(shape=SHAPE, errors="anthropic")
 
 
 def way_of(

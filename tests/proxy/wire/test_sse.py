@@ -120,6 +120,22 @@ def test_a_custom_tools_input_is_joined():
     assert [(call.id, call.name, call.arguments) for call in message.calls] == [("c1", "shell", "ls -l")]
 
 
+def test_what_gemini_signs_stays_with_its_call():
+    """It refuses the result of a call that comes back without the signature. Who the message is does not change."""
+    call = {"index": 0, "id": "c1", "type": "function", "function": {"name": "ls", "arguments": "{}"}}
+    signed = {**call, "extra_content": {"google": {"thought_signature": "CrI="}}}
+    more = {"index": 0, "extra_content": {"x": 1}}
+    (plain,) = chunks.accumulate([chunk({"tool_calls": [call]})]).messages
+    (message,) = chunks.accumulate([chunk({"tool_calls": [signed]}), chunk({"tool_calls": [more]})]).messages
+    (odd,) = chunks.accumulate([chunk({"tool_calls": [{**call, "extra_content": "x"}]})]).messages
+
+    (told,) = json.loads(message.raw)["tool_calls"]
+    assert told["extra_content"] == {"google": {"thought_signature": "CrI="}, "x": 1}
+    assert message == plain
+    assert message.digest == plain.digest
+    assert odd.raw == plain.raw
+
+
 def test_the_old_function_call_is_a_call_named_after_its_function():
     (message,) = chunks.accumulate([stream("function_call")]).messages
 
