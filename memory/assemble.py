@@ -6,10 +6,10 @@ import msgspec
 
 from memory.identify import Line
 from memory.messages import ChatRequest, Message, first_turn
-from memory.types import Block, Form, Frozen, Part, Placement
+from memory.types import Aside, Block, Form, Frozen, Part, Placement
 
-# Why a message stands in a prompt: it has come since the rollover, or comes back.
-NEW, REINJECTED = "new", "re-injected"
+# Why a message stands in a prompt: it has come since the rollover, comes back, or was said between the model and us.
+NEW, REINJECTED, ASIDE = "new", "re-injected", "recall"
 
 
 class Counted(msgspec.Struct, frozen=True):
@@ -20,12 +20,28 @@ class Counted(msgspec.Struct, frozen=True):
     tokens: tuple[int, ...]  # of each message of the line
     system_tokens: Mapping[int, int]  # by index in asked.messages
     fixed: int  # tools, response format and the reply's own
+    tool_tokens: int = 0  # of a tool of ours beside the client's
+    asides: Mapping[int, Aside] = {}  # that stand in the prompt, by the position of their answer
 
     @property
     def front(self) -> int:
         """Tokens that stand before everything we may change: system messages at the front, tools."""
         front = first_turn(self.asked.messages)
-        return self.fixed + sum(tokens for index, tokens in self.system_tokens.items() if index < front)
+        systems = sum(tokens for index, tokens in self.system_tokens.items() if index < front)
+        return self.fixed + self.tool_tokens + systems
+
+    @property
+    def weights(self) -> tuple[int, ...]:
+        """Tokens of each message of the line with its aside, as it stands in the prompt in full."""
+        if not self.asides:
+            return self.tokens
+        return tuple(tokens + self._aside_tokens(i) for i, tokens in enumerate(self.tokens))
+
+    def _aside_tokens(self, position: int) -> int:
+        aside = self.asides.get(position)
+        if aside is None:
+            return 0
+        return sum(aside.tokens) - (self.tokens[position] if aside.whole else 0)
 
     @property
     def total(self) -> int:
@@ -72,13 +88,13 @@ def pieces(counted: Counted, frozen: Frozen, blocks: Mapping[int, Block]) -> Ite
 
 def stable_pieces(made: Sequence[Piece]) -> int:
     """How many of the first stay as they are until the next rollover."""
-    return next((n for n, piece in enumerate(made) if piece.placement.why in (NEW, REINJECTED)), len(made))
+    return next((n for n, piece in enumerate(made) if piece.placement.why in (NEW, REINJECTED, ASIDE)), len(made))
 
 
 def verbatim(
     counted: Counted, positions: range, why: str, blocks: Mapping[int, Block], late: Sequence[tuple[int, int]]
 ) -> Iterator[Piece]:
-    """The client's own messages, each with the system messages and the block that stand before it."""
+    """The client's own messages, each with the system messages, the block and the aside that stand before it."""
     before = {position: [i for i, p in late if p == position] for _, position in late}
     for position in positions:
         for index in before.get(position, ()):
@@ -86,8 +102,29 @@ def verbatim(
         if position in blocks and blocks[position].raw:
             block = blocks[position]
             yield Piece(block.raw, Placement(position, position, Form.FULL, block.tokens, REINJECTED))
+        aside = counted.asides.get(position)
+        if aside is not None:
+            for said, tokens in zip(aside.messages, aside.tokens, strict=True):
+                yield Piece(said, Placement(position, position, Form.FULL, tokens, ASIDE))
+            if aside.whole:
+                continue
         raw = counted.line.messages[position].raw
         yield Piece(raw, Placement(position, position + 1, Form.FULL, counted.tokens[position], why))
+
+
+def with_asides(counted: Counted, asides: Mapping[int, Aside], frozen: Frozen | None) -> Counted:
+    """With those that stand in a prompt: a rollover has kept some, all since are there."""
+    if frozen is None:
+        return counted
+    since = {i: a for i, a in asides.items() if i >= frozen.covers and a.dialect == counted.asked.dialect}
+    return msgspec.structs.replace(counted, asides={**dict(frozen.asides), **since})
+
+
+def kept_asides(counted: Counted, frozen: Frozen) -> Frozen:
+    """A new frozen prompt with the asides of the answers that it keeps in full."""
+    kept = {i for part in kept_parts(frozen) for i in range(part.start, part.stop)}
+    asides = tuple((i, aside) for i, aside in counted.asides.items() if i in kept)
+    return msgspec.structs.replace(frozen, asides=asides)
 
 
 def late_systems(messages: Sequence[Message], front: int, cut: int = 0) -> list[tuple[int, int]]:

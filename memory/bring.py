@@ -14,7 +14,7 @@ from memory.errors import ModelError, StoreError
 from memory.fold import Room
 from memory.identify import item_hint, place
 from memory.items import Items
-from memory.plan import MESSAGE_TOKENS
+from memory.plan import MESSAGE_TOKENS, CountTokens
 from memory.prepared import Caller
 from memory.prompts import BLOCK_HEADING, HINT, NOTED_HEADING, Noted, block_text, hints_in, note_text
 from memory.reinject import Search, render, spans_by_hint, trim
@@ -51,17 +51,22 @@ class Bring:
         return replace(made, session=caller.label)
 
     async def _found(self, caller: Caller, search: Search, room_tokens: int) -> tuple[Quote, ...]:
-        """What the newest message names and what answers it; nothing where that is not known in time."""
+        """What the newest message names and what answers it."""
         text = search.line.messages[search.position].text
-        home = place(caller.tenant, caller.label) if caller.label else None
         if not text.strip():
             return ()
+        return await self.found(caller, HINT.sub("", text), room_tokens, search.count, strange_hints(search, text))
+
+    async def found(
+        self, caller: Caller, words: str, room_tokens: int, count: CountTokens, hints: Sequence[str] = ()
+    ) -> tuple[Quote, ...]:
+        """Items that are named, and parts of those that answer some words; nothing where that is not known in time."""
+        home = place(caller.tenant, caller.label) if caller.label else None
         try:
             async with asyncio.timeout(self._wait_seconds):
                 if not await self._items.has_any(caller.tenant, home):
                     return ()
-                hints, words = strange_hints(search, text), HINT.sub("", text)
-                return await self._items.recall(caller.tenant, home, words, room_tokens, search.count, hints)
+                return await self._items.recall(caller.tenant, home, words, room_tokens, count, hints)
         except (StoreError, ModelError, TimeoutError) as error:
             log.info("no stored items", reason=f"{type(error).__name__}: {error}")
             return ()

@@ -20,6 +20,8 @@ HELD_BACK_TOKENS = 40
 PLENTY = 2  # blocks of full size that a session can still afford; with less it spends on the best alone
 LOOP_PARTS = 8  # of the room between two rollovers: a block inside a loop has at most one
 LOOP_TOKENS = 3_072  # or, where windows are small, so many in its first request, and later if rollovers stay rare
+RECALL_SPARE = 8  # of the window: one part stays free of blocks where the model may ask for more, or it asks in vain
+ASKING_TOKENS = 256  # that a call of it and its result take at least
 LOOP_SPARE = 5  # of the room up to the limit: one part stays free for the calls that follow, or they cut it at once
 ROLLOVERS = 1.3  # times what the client's new messages alone would cause, at most
 FIRST_TOKENS, FIRST_WINDOWS = 16_384, 2  # that a session may spend on blocks before it has earned any, the less
@@ -52,7 +54,7 @@ class Standing(msgspec.Struct, frozen=True):
     @property
     def new_tokens(self) -> int:
         covers = self.frozen.covers if self.frozen else 0
-        return sum(self.counted.tokens[covers:])
+        return sum(self.counted.weights[covers:])
 
     @property
     def fresh_tokens(self) -> int:
@@ -79,7 +81,7 @@ class Standing(msgspec.Struct, frozen=True):
         """Why to roll over now; None: not yet."""
         if not self.due:
             return None
-        if self.tokens > self.budget.limit:
+        if self.tokens > self.budget.limit - (ASKING_TOKENS if self.counted.tool_tokens else 0):
             return "over the limit"
         if self.cold:
             return "due, and the provider's cache is cold"
@@ -175,12 +177,12 @@ def block_room(standing: Standing, in_loop: bool, max_share: float, allowance: i
         rolled: this request rolled over, so all behind the front is written anew in any case.
     """
     budget = standing.budget
-    room = max(budget.limit - standing.tokens, 0)
+    room = max(budget.limit - standing.tokens - spare(standing), 0)
     once = most = int(max_share * budget.window)
     if in_loop:
         between = budget.trigger - budget.target
-        spare = budget.limit - budget.target - int(between / ROLLOVERS)
-        most = min(most, max(between // LOOP_PARTS, min(LOOP_TOKENS, spare)))
+        left = budget.limit - budget.target - int(between / ROLLOVERS)
+        most = min(most, max(between // LOOP_PARTS, min(LOOP_TOKENS, left)))
         once = max(most, min(once, LOOP_TOKENS, room - room // LOOP_SPARE))
     scarce = allowance < PLENTY * most
     stays = min(most, room, allowance // 2 if scarce else allowance)
@@ -191,6 +193,11 @@ def block_room(standing: Standing, in_loop: bool, max_share: float, allowance: i
     return Room(stays, stays if scarce else max(stays, min(once, room, allowance)), scarce)
 
 
+def spare(standing: Standing) -> int:
+    """Tokens that what fills up leaves to the recall tool, where the request has it."""
+    return standing.budget.window // RECALL_SPARE if standing.counted.tool_tokens else 0
+
+
 def cut_to_fit(standing: Standing) -> dict[int, Block]:
     """The blocks of a prompt that must fit: what fills up is cut first, then the largest are emptied.
 
@@ -199,7 +206,7 @@ def cut_to_fit(standing: Standing) -> dict[int, Block]:
     blocks = dict(standing.blocks)
     over = standing.tokens - standing.budget.limit
     for position, block in sorted(blocks.items(), key=lambda pair: -pair[1].tokens):
-        if over + block.tokens - block.kept_tokens > 0:
+        if over + spare(standing) + block.tokens - block.kept_tokens > 0:
             blocks[position] = block = block.cut()
         if over > 0:
             over -= block.kept_tokens

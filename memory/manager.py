@@ -5,7 +5,7 @@ writes down what they decided. No model is called here, but for the embedding of
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from hashlib import blake2b
@@ -14,14 +14,15 @@ from uuid import UUID
 import structlog
 from msgspec.structs import replace
 
-from memory.assemble import Counted, assemble, displaced, stable_pieces
+from memory.assemble import Counted, assemble, kept_asides, stable_pieces, with_asides
 from memory.bounded import Bounded
 from memory.bring import Bring
 from memory.budget import budget as budget_for
 from memory.embed import Embedder
-from memory.errors import CannotFit, InvalidRequest, ModelError, StoreError
+from memory.errors import CannotFit, InvalidRequest, StoreError
 from memory.explain import explain
 from memory.fold import (
+    ASKING_TOKENS,
     Standing,
     block_room,
     cut_to_fit,
@@ -33,34 +34,37 @@ from memory.fold import (
     without_store,
     written_anew,
 )
-from memory.held import Held, Known
-from memory.identify import Line, beginning, continued, line
+from memory.held import Held
+from memory.identify import Line, beginning, child, continued, line
+from memory.known_lines import KnownLines
 from memory.lexical import Terms, terms
 from memory.messages import DIGEST_BYTES, ChatRequest, Message, spoken
 from memory.models import RELATIVE_PRICES, ModelTable
 from memory.plan import Rollover, Writer, roll
-from memory.prepared import Caller, Dialect, Prepared, Seen, bill
-from memory.prompts import digest_text, session_nonce, shortened_text
+from memory.prepared import Caller, Dialect, Offer, Prepared, Seen, bill
+from memory.prompts import RECALL, RECALL_TAKES, RECALL_USE, digest_text, session_nonce, shortened_text
+from memory.recall import Recall, Recalled
 from memory.recorder import Ended, Kept, Opening, Recorder
 from memory.reinject import Search, reinject
 from memory.seal import without_sealed
 from memory.settings import Settings
+from memory.similar import Similar
 from memory.spending import Spending
-from memory.store.chunks import are_embedded, similarities
 from memory.store.pool import Pool
-from memory.store.turns import FoldRow, LineState, attempt_id, find_line, load_path, pack, storable
+from memory.store.turns import attempt_id, load_path, storable
 from memory.store.usage import Spent
 from memory.tokens import REPLY_TOKENS, Counter, is_measured
-from memory.types import Block, Budget, Frozen, Mode, Model, Usage
+from memory.types import Aside, Block, Budget, Mode, Model, Usage
 
 log = structlog.get_logger()
 
 THREAD_BYTES = 64 * 1024  # more than this of new messages is counted in a thread
 LINES_BYTES = 16 * 1024 * 1024  # of conversations whose nodes and tokens this process remembers
-FOLDS_BYTES = 16 * 1024 * 1024  # of frozen prompts, and of blocks, that this process remembers
 COUNT_MARGIN = 1.02  # texts differ in how much more a provider counts
 MOST_FACTOR = 2.0  # no vocabulary of today needs more tokens than that
 STAY_FROM = 0.5  # of the trigger: a line that was folded and is shorter than that is a wire again
+RECALL_SHARE = 1 / 8  # of the window, that one answer may bring back by the recall tool
+RESULT_TOKENS = 48  # of a result beside what it brings back
 EMBED_FROM = 0.5  # of the trigger: shorter sessions are never embedded
 
 Whose = tuple[bytes, bytes]  # a tenant, and a key of its own
@@ -80,19 +84,20 @@ class MemoryManager:
     ) -> None:
         """`is_hearing`: whether `heard` is called as soon as another process isolates something."""
         self._settings = settings
+        self._offers = settings.recall_tool == "auto"
         self._pool = pool
         self._recorder = recorder
         self._counter = counter
-        self._embedder = embedder
+        self._similar = Similar(pool, embedder)
         self._bring = bring
+        self._recall = Recall(self._similar, bring)
         self.models = models
         self.spending = Spending(pool)
-        self._frozen: Bounded[Whose, Frozen] = Bounded(FOLDS_BYTES, frozen_bytes)  # by node
-        self._blocks: Bounded[Whose, Block] = Bounded(FOLDS_BYTES, lambda block: 500 + len(block.kept + block.filled))
         self._lines: Bounded[bytes, Seen] = Bounded(LINES_BYTES, lambda seen: seen.size)  # by their first node
         # provider's tokens by ours, of model and upstream
         self._factors: Bounded[tuple[str, str], float] = Bounded(1_000)
         self._held = Held(pool, self.forget, is_hearing)
+        self._known = KnownLines(pool, recorder, self._held)
         self._terms: Bounded[Whose, Terms] = Bounded(600_000, lambda found: len(found.counts) + 8)  # by digest
 
     # Prepare: from what the client asked to what goes upstream.
@@ -130,12 +135,8 @@ class MemoryManager:
         """
         if counted.total <= STAY_FROM * budget.trigger:
             return False
-        held = [frozen for _, frozen in self._frozen_of(tenant, counted.line)]
+        held = [frozen for _, frozen in self._known.frozen(tenant, counted.line)]
         return usable(counted.line, held, counted.asked.dialect) is not None
-
-    def _frozen_of(self, tenant: bytes, path: Line) -> list[tuple[bytes, Frozen]]:
-        """Frozen prompts of a line that this process holds, with their nodes, newest first."""
-        return [(node, frozen) for (_, node), frozen in self._frozen.among((tenant, n) for n in reversed(path.nodes))]
 
     def learn(self, prepared: Prepared, window: int | None, counted: int | None) -> None:
         """Take from a refusal what the provider says of its window and of its own count.
@@ -196,10 +197,10 @@ class MemoryManager:
         """Over the trigger: go on with the frozen prompt, or roll over."""
         asked = counted
         held = await self._held.of(wire.caller.tenant)
-        state, away = await self._gather(wire, counted.line, held)
+        state, away = await self._known.of(wire.caller.tenant, counted.line, asked.asked.dialect, held)
         if not state.known and not away:  # a line we meet for the first time: is it the end of one we know?
             await self._recorder.store_line(wire.to_record(), 0)
-            stored, away = await self._gather(wire, counted.line, held)
+            stored, away = await self._known.of(wire.caller.tenant, counted.line, asked.asked.dialect, held)
             state = replace(state, known=stored.known, continues=stored.continues)
         if state.continues is not None:
             counted = await self._with_cut_history(wire, counted, state.continues, dialect)
@@ -208,8 +209,10 @@ class MemoryManager:
             known, held = held, await self._held.of(wire.caller.tenant, anew=True)
             if held.number != known.number:  # what was gathered may tell what was isolated since
                 return await self._fold(wire, asked, budget, dialect)
-        wire, counted = replace(wire, held=held.number), replace(counted, line=without_sealed(counted.line, held.seals))
+        wire, offered = replace(wire, held=held), self._tool_tokens(wire, dialect)
+        counted = replace(counted, line=without_sealed(counted.line, held.seals), tool_tokens=offered)
         before = usable(counted.line, [frozen for _, frozen in state.frozen], asked.asked.dialect)
+        counted = with_asides(counted, at_positions(counted.line, state.asides), before)
         prices = wire.model.prices or RELATIVE_PRICES
         cold = state.age_seconds is None or state.age_seconds > prices.cache_seconds
         visible = seen_from(state.blocks, wire.caller.label)
@@ -224,20 +227,22 @@ class MemoryManager:
         if why is not None:
             await self._recorder.store_line(wire.to_record(), state.known)
             frozen = await asyncio.to_thread(roll, self._rollover(wire, counted, budget, dialect), before)
-            frozen = replace(frozen, spent=spent, dialect=counted.asked.dialect)
-            now = replace(standing, frozen=frozen, blocks={})
+            frozen = replace(kept_asides(counted, frozen), spent=spent, dialect=counted.asked.dialect)
+            counted = with_asides(counted, {}, frozen)
+            now = replace(standing, counted=counted, frozen=frozen, blocks={})
         folded, block = await self._assemble(wire, standing, now, spent, why, dialect)
         mode = Mode.DEGRADED if away else Mode.FOLDED
-        folds = self._remember(wire.caller.tenant, counted.line, state, now.frozen if why else None, block, held)
+        made = now.frozen if why else None
+        folds = self._known.remember(wire.caller.tenant, counted.line, state, made, block, held)
         return replace(folded, mode=mode, reason=away, folds=folds)
 
     def forget(self, tenant: bytes | None) -> None:
         """Drop what was made of a tenant's messages, None: of all; what may still be told is in the database."""
-        for made in (self._frozen, self._blocks, self._terms):
-            if tenant is None:
-                made.clear()
-            else:
-                made.drop_where(lambda key: key[0] == tenant)
+        self._known.forget(tenant)
+        if tenant is None:
+            self._terms.clear()
+        else:
+            self._terms.drop_where(lambda key: key[0] == tenant)
 
     def heard(self, tenant: bytes | None, kind: str, id: str) -> None:
         """A listener of signals: what another process put into quarantine, or erased, is forgotten here at once."""
@@ -257,8 +262,8 @@ class MemoryManager:
     def _rollover(self, wire: Prepared, counted: Counted, budget: Budget, dialect: Dialect) -> Rollover:
         return Rollover(
             line=counted.line,
-            tokens=counted.tokens,
-            front=counted.fixed + sum(counted.system_tokens.values()),
+            tokens=counted.weights,
+            front=counted.fixed + counted.tool_tokens + sum(counted.system_tokens.values()),
             budget=budget,
             digest_share=self._settings.compression.digest_share,
             count=self._counting(wire.model),
@@ -296,16 +301,22 @@ class MemoryManager:
         if stood is not None and block is not stood:
             block = replace(block, asked=len(counted.line), paid_tokens=0)
         pieces = assemble(counted, frozen, blocks)
+        messages, stable = tuple(piece.raw for piece in pieces), stable_pieces(pieces)
         forwarded = counted.fixed + sum(piece.placement.tokens for piece in pieces)
+        can_ask = forwarded + counted.tool_tokens + ASKING_TOKENS <= now.budget.limit
+        body, offers = self._written(counted.asked, messages, stable, dialect, can_ask)
+        forwarded += counted.tool_tokens if offers else 0
+        share = int(min(self._settings.recall.max_share, RECALL_SHARE) * now.budget.window)
         direct, ours = saved_input(before, forwarded, why is not None, written_anew(now, stood, block))
         folded = replace(
             wire,
-            body=dialect.render(counted.asked, [piece.raw for piece in pieces], stable_pieces(pieces)),
+            body=body,
             forwarded_tokens=forwarded,
             block_tokens=sum(b.tokens for b in blocks.values()),
             rolled=why,
             saved_usd=direct - ours if wire.model.prices else None,
             record=explain(before, why, pieces, frozen, block),
+            offer=Offer(search, messages, stable, now.budget.limit - forwarded, share) if offers else None,
         )
         return folded, block if block is not stood else None
 
@@ -330,31 +341,14 @@ class MemoryManager:
         """Search for what belongs before the newest user message."""
         max_share = self._settings.recall.max_share
         room = block_room(standing, search.in_loop, max_share, allowance, rolled)
-        search = replace(search, similar=await self._similar(caller, search))
+        newest = search.line.messages[search.position].text
+        search = replace(search, similar=await self._similar.to(newest, caller.tenant, search))
         thrifty = room.scarce and not standing.cold
         block = await asyncio.to_thread(reinject, search, room.stays, room.once, thrifty, standing.cold)
         if self._bring is not None:
             block = await self._bring.into(block, caller, search, tuple(standing.blocks.values()), room)
         paid = block.kept_tokens if standing.cold else max(block.kept_tokens, block.filled_tokens)
         return replace(block, paid_tokens=paid)
-
-    async def _similar(self, caller: Caller, search: Search) -> dict[int, float]:
-        """Cosines of displaced messages to the newest user message; none where embedding is not at hand."""
-        gone = {search.line.nodes[i]: i for i in displaced(search.frozen)}
-        newest = search.line.messages[search.position].text
-        if self._embedder is None or not gone or not newest.strip():
-            return {}
-        try:
-            async with self._pool.tenant(caller.tenant, self._pool.wait_seconds) as connection:
-                if not await are_embedded(connection, caller.tenant, self._embedder.name, list(gone)):
-                    return {}
-            vector = (await self._embedder.embed([newest]))[0]
-            async with self._pool.tenant(caller.tenant, self._pool.wait_seconds) as connection:
-                found = await similarities(connection, caller.tenant, self._embedder.name, list(gone), vector)
-        except (StoreError, ModelError) as error:
-            log.info("searching by words alone", reason=str(error))
-            return {}
-        return {gone[node]: similarity for node, similarity in found.items()}
 
     def _terms_of(self, tenant: bytes, message: Message) -> Terms:
         found = self._terms.get((tenant, message.digest))
@@ -380,59 +374,60 @@ class MemoryManager:
             forwarded_tokens=counted.fixed + sum(piece.placement.tokens for piece in pieces),
         )
 
-    # What we hold of a line: in the database, and in this process as far as it has seen it.
+    # The recall tool: it stands in folded requests, and what the model asks of it is answered here.
 
-    async def _gather(self, wire: Prepared, path: Line, known: Known) -> tuple[LineState, str | None]:
-        """What is known of a line, and why the database could not tell, if so.
+    def _written(
+        self, asked: ChatRequest, messages: Sequence[bytes], stable: int, dialect: Dialect, can_ask: bool = True
+    ) -> tuple[bytes, bool]:
+        """The body to forward, and whether our tool stands in it."""
+        body = dialect.render(asked, messages, stable)
+        offering = dialect.with_tool(body, RECALL, tool_json(dialect)) if self._offers and can_ask else None
+        return (body, False) if offering is None else (offering, True)
 
-        Where this process has stored the line's newest answer and holds its frozen prompt, it knows as much; where
-        it holds but the prompt, it asks what hangs on the line from there on.
+    def _tool_tokens(self, wire: Prepared, dialect: Dialect) -> int:
+        return self._counter.schemas((b"[" + tool_json(dialect) + b"]",), wire.model.encoding) if self._offers else 0
+
+    async def recall(self, prepared: Prepared, arguments: str, room: int) -> Recalled:
+        """What a call of our tool brings back, in at most about so many tokens."""
+        assert prepared.offer is not None
+        return await self._recall.answer(prepared.caller, prepared.offer, arguments, room)
+
+    def room_to_recall(self, prepared: Prepared, said: bytes, calls: int, dialect: Dialect) -> int:
+        """Tokens that each call may bring back, once the answer that made them stands in the prompt."""
+        assert prepared.offer is not None
+        left = prepared.offer.room - sum(self._weights(prepared, (said,), dialect)) - calls * RESULT_TOKENS
+        return min(prepared.offer.share, left) // calls
+
+    def go_on(self, prepared: Prepared, more: Sequence[bytes], dialect: Dialect, may_call: bool) -> Prepared | None:
+        """The same request with more messages at its end; None where they do not fit.
+
+        Args:
+            may_call: False: the model is to answer in words, be it that the client wanted a call.
         """
-        tenant = wire.caller.tenant
-        held = tuple(self._frozen_of(tenant, path))
-        blocks = tuple(block for _, block in self._blocks.among((tenant, n) for n in path.nodes)) if held else ()
-        age = self._recorder.age(path)
-        before = usable(path, [frozen for _, frozen in held], wire.asked.dialect)
-        if age is not None and before:
-            return LineState(known=path.fresh, age_seconds=age, frozen=held, blocks=blocks), None
-        begin = next((path.nodes.index(node) for node, frozen in held if frozen is before), 0)
-        try:
-            async with self._pool.connection() as connection:
-                state = await find_line(connection, tenant, path.nodes, begin)
-        except StoreError as error:
-            return LineState(age_seconds=0, frozen=held, blocks=blocks), str(error)
-        if self._held.is_current(tenant, known):
-            self._learn_line(tenant, path, state)
-        known_too = tuple({**dict(held), **dict(state.frozen)}.items())
-        return replace(state, frozen=known_too, blocks=(*state.blocks, *blocks)), None
+        assert prepared.offer is not None
+        offer, tokens = prepared.offer, sum(self._weights(prepared, more, dialect))
+        if tokens > offer.room:
+            return None
+        messages = (*offer.messages, *more)
+        body, _ = self._written(prepared.asked, messages, offer.stable, dialect)
+        body = body if may_call else dialect.without_calls(body)
+        offer = replace(offer, messages=messages, room=offer.room - tokens)
+        return replace(prepared, body=body, offer=offer, forwarded_tokens=(prepared.forwarded_tokens or 0) + tokens)
 
-    def _learn_line(self, tenant: bytes, path: Line, state: LineState) -> None:
-        """Keep what another process may have made; not where positions count messages that only the database has."""
-        if state.continues is not None:
-            return
-        for node, frozen in state.frozen:
-            self._frozen.put((tenant, node), frozen)
-        for block in state.blocks:
-            self._blocks.put((tenant, path.nodes[block.asked - 1]), block)
+    def aside(self, prepared: Prepared, messages: Sequence[bytes], whole: bool, dialect: Dialect) -> Aside:
+        """What was said before an answer, as it will be sent again."""
+        return Aside(tuple(messages), self._weights(prepared, messages, dialect), whole, prepared.asked.dialect)
 
-    def _remember(
-        self, tenant: bytes, path: Line, state: LineState, frozen: Frozen | None, block: Block | None, held: Known
-    ) -> tuple[FoldRow, ...]:
-        """The rows to write for what was made. A frozen prompt hangs on its last message, so that forks share it;
-        on the newest one where another hangs there already."""
-        rows, keeps = [], self._held.is_current(tenant, held)
-        if frozen:
-            node = path.nodes[frozen.covers - 1]
-            if any(taken == node for taken, _ in state.frozen):
-                node = path.tip
-            rows.append(FoldRow(node, "frozen", frozen.covers - 1, pack(frozen)))
-            if keeps and not path.cut:
-                self._frozen.put((tenant, node), frozen)
-        if block:
-            rows.append(FoldRow(path.tip, "block", len(path) - 1, pack(block)))
-            if keeps:
-                self._blocks.put((tenant, path.tip), block)
-        return tuple(rows)
+    def _weights(self, prepared: Prepared, raws: Sequence[bytes], dialect: Dialect) -> tuple[int, ...]:
+        return tuple(self._counter.messages([dialect.message_of(raw) for raw in raws], prepared.model.encoding))
+
+    def _with_aside(self, prepared: Prepared, ended: Ended) -> Prepared:
+        """With what was said before the answer, to be written with it."""
+        if ended.aside is None or not ended.answers:
+            return prepared
+        node = child(prepared.caller.tenant, prepared.line.tip, ended.answers[0])
+        row = self._known.remember_aside(prepared.caller.tenant, prepared.line, node, ended.aside, prepared.held)
+        return replace(prepared, folds=(*prepared.folds, row))
 
     # Record: the turn, durably.
 
@@ -446,7 +441,7 @@ class MemoryManager:
     async def record(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> Kept:
         """Write the end of a turn; returns when it is safe, or counted as unrecorded."""
         ended = replace(ended, record={**ended.record, **bill(prepared, ended)})
-        return await self._recorder.close(prepared.to_record(), opening, ended)
+        return await self._recorder.close(self._with_aside(prepared, ended).to_record(), opening, ended)
 
     def spend(self, prepared: Prepared, ended: Ended, now: datetime) -> Spent | None:
         """Note what a turn took, and whether it rolled over; gives what was noted, if there was anything."""
@@ -476,5 +471,10 @@ def writer(dialect: Dialect) -> Writer:
     )
 
 
-def frozen_bytes(frozen: Frozen) -> int:
-    return 500 + 300 * len(frozen.stretches) + sum(len(part.raw or b"") + 200 for part in frozen.parts)
+def tool_json(dialect: Dialect) -> bytes:
+    return dialect.tool_json(RECALL, RECALL_USE, RECALL_TAKES)
+
+
+def at_positions(path: Line, asides: Sequence[tuple[bytes, Aside]]) -> dict[int, Aside]:
+    """By the positions of their answers."""
+    return {path.nodes.index(node): aside for node, aside in asides if node in path.nodes}

@@ -6,10 +6,12 @@ from typing import Protocol
 
 import msgspec
 
+from memory.held import Known
 from memory.identify import Line, text_id
 from memory.messages import ChatRequest, Message
 from memory.prices import usage_cost
 from memory.recorder import Asked, Ended
+from memory.reinject import Search
 from memory.store.turns import FoldRow
 from memory.types import Mode, Model
 
@@ -23,6 +25,10 @@ class Dialect(Protocol):
     def with_content(self, raw: bytes, content: str, result: int = 0) -> bytes: ...
     def render(self, request: ChatRequest, messages: Sequence[bytes], stable: int = 0) -> bytes: ...
     def message_of(self, raw: bytes) -> Message: ...
+    def tool_json(self, name: str, description: str, parameters: Mapping[str, object]) -> bytes: ...
+    def results_json(self, results: Sequence[tuple[str, str]]) -> tuple[bytes, ...]: ...
+    def with_tool(self, body: bytes, name: str, tool: bytes) -> bytes | None: ...
+    def without_calls(self, body: bytes) -> bytes: ...
 
 
 class Caller(msgspec.Struct, frozen=True):
@@ -31,6 +37,16 @@ class Caller(msgspec.Struct, frozen=True):
     tenant: bytes  # 16 bytes
     label: str | None = None  # X-Session-Id
     upstream: str = ""
+
+
+class Offer(msgspec.Struct, frozen=True):
+    """The recall tool in a request: what the model may ask for, and what the hidden requests after it go on from."""
+
+    search: Search
+    messages: tuple[bytes, ...]  # as forwarded
+    stable: int  # so many of them stay as they are until the next rollover
+    room: int  # tokens that the prompt has up to its limit
+    share: int  # of them, that one answer may bring back
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -52,8 +68,9 @@ class Prepared(msgspec.Struct, frozen=True):
     folds: tuple[FoldRow, ...] = ()
     embed: bool = False
     reason: str | None = None  # why degraded
-    held: int | None = None  # what was known of quarantine when it was folded
+    held: Known | None = None  # of quarantine, when it was folded
     tokens: tuple[int, ...] = ()  # of the line's messages, where they were counted
+    offer: Offer | None = None  # None: our tool is not in the body
 
     @property
     def turn_id(self) -> str:
@@ -82,7 +99,7 @@ class Prepared(msgspec.Struct, frozen=True):
             },
             folds=self.folds,
             jobs=("embed",) if self.embed else (),
-            held=self.held,
+            held=self.held.number if self.held else None,
         )
 
 

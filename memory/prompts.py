@@ -5,7 +5,7 @@ Ids stand in `[#...]`; text that merely looks like our frame is defused before i
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -34,6 +34,21 @@ NOTED_HEADING = (
 BLOCK_FOOTING = "</earlier-messages id={nonce}>"
 HELD_BACK = "(Earlier messages of this conversation are held back: they do not fit the model's window just now.)"
 MOST_KIND_CHARS = 60  # of an item's content type
+
+RECALL = "recall"  # the name of the tool
+RECALL_USE = (
+    "Brings back earlier parts of this conversation that were shortened to fit, word for word, and stored notes. "
+    "Ask by an id that stands in [#...], or by a query. Use it where a detail that you need is missing above."
+)
+RECALL_TAKES: Mapping[str, object] = {
+    "type": "object",
+    "properties": {
+        "id": {"type": "string", "description": "8 characters, as in [#a2b3c4d5]"},
+        "query": {"type": "string", "description": "what to look for, in the words it was probably said in"},
+    },
+}
+NO_MORE_RECALLS = "There are no more recalls for this answer. Answer now, with what you have."
+LAST_RECALL = "\n(That was the last recall for this answer: go on with what you have.)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +132,13 @@ def defuse(text: str, nonce: str) -> str:
 
 def shortened_text(hint: str, shorter: str, tokens: int) -> str:
     return f"{shorter}\n(Shortened from {tokens:,} tokens to fit; the whole is kept as [#{hint}].)"
+
+
+def missing_text(hints: Sequence[str], of: int, most: int) -> str:
+    """Which messages of a passage did not fit, `most` of them by their ids."""
+    told = " ".join(f"[#{hint}]" for hint in hints[:most])
+    more = " ..." if len(hints) > most else ""
+    return f"({len(hints)} of {of} messages are not here in full; ask for each by its id: {told}{more})"
 
 
 def hints_in(text: str) -> tuple[str, ...]:

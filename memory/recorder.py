@@ -30,7 +30,7 @@ from memory.store.turns import (
     unpack_turn,
 )
 from memory.store.writer import TurnWriter
-from memory.types import Usage
+from memory.types import Aside, Usage
 
 log = structlog.get_logger()
 
@@ -73,6 +73,7 @@ class Ended(msgspec.Struct, frozen=True):
     answers: tuple[Message, ...]
     record: Mapping[str, object]
     usage: Usage | None = None
+    aside: Aside | None = None  # what was said before the answer that the client did not see
 
 
 class Opening:

@@ -41,6 +41,7 @@ class Search(msgspec.Struct, frozen=True):
     nonce: str
     floor: float
     notes: tuple[Noted, ...] = ()  # stored items that stand before the quotes
+    query: str | None = None  # what is looked for, where it is not the newest user message
 
     @property
     def line(self) -> Line:
@@ -131,7 +132,7 @@ def relevant(search: Search, positions: Sequence[int], room: int, least_share: f
 
 def floor_of(search: Search) -> float:
     """An agent's history is its own, and its query says little in words: "go ahead" outside a loop, calls inside."""
-    return 0.0 if search.in_loop or search.acts else search.floor
+    return 0.0 if search.in_loop or search.acts or search.query is not None else search.floor
 
 
 def is_sure(search: Search, positions: Sequence[int]) -> bool:
@@ -158,6 +159,8 @@ def recent(search: Search, positions: Sequence[int], room: int) -> tuple[Quote, 
 
 
 def wanted(search: Search) -> rank.Query:
+    if search.query is not None:
+        return rank.query(search.query)
     messages = search.line.messages
     newest = messages[search.position].text
     if not search.in_loop:

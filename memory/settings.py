@@ -66,4 +66,5 @@ class Settings:
     hygiene: Hygiene = Hygiene()
     summaries: Summaries = Summaries()
     work: Work = Work()
+    recall_tool: Literal["off", "auto"] = "off"  # whether models may ask for what was folded
     quarantine: Literal["off", "suggest", "auto"] = "suggest"  # what happens to secrets that a detector finds

@@ -95,6 +95,7 @@ class Frozen(msgspec.Struct, frozen=True):
     cut: int = 0  # so many messages of its line stand not in requests; positions count them
     spent: int = 0  # tokens that blocks before it have taken from the session's allowance
     dialect: str = "chat"  # that its messages are written in
+    asides: "tuple[tuple[int, Aside], ...]" = ()  # of answers that stand in it in full, by their positions
 
     def __repr__(self) -> str:
         return f"<Frozen {self.covers} messages in {self.tokens:,} tokens, {len(self.stretches)} stretches>"
@@ -154,6 +155,19 @@ class Block(msgspec.Struct, frozen=True):
     def cut(self) -> "Block":
         """Without what filled up."""
         return replace(self, filled=b"", filled_tokens=0, filled_quotes=())
+
+
+class Aside(msgspec.Struct, frozen=True):
+    """What the model asked of the memory before a visible answer: its calls and our results, which no client sees.
+
+    It stands before the answer, as long as that stands in the prompt in full; where the client saw words between, or
+    calls of its own tools among ours, the answer is in it as the model gave it, and it stands for the client's.
+    """
+
+    messages: tuple[bytes, ...]
+    tokens: tuple[int, ...]  # of each
+    whole: bool = False  # it stands for the answer
+    dialect: str = "chat"  # that its messages are written in
 
 
 class Placement(msgspec.Struct, frozen=True):

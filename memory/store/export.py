@@ -190,11 +190,11 @@ async def turns(connection: asyncpg.Connection, tenant: bytes) -> AsyncIterator[
 
 
 async def folds(connection: asyncpg.Connection, tenant: bytes) -> AsyncIterator[bytes]:
-    """Digests with their hint ids, and re-injected blocks."""
+    """Digests with their hint ids, re-injected blocks, and what the model asked of the memory itself."""
     query = "select node, kind, data, created_at from infold.folds where tenant = $1 order by created_at"
     async for row in connection.cursor(query, tenant, prefetch=PREFETCH):
         told = msgspec.to_builtins(decode_fold(row["kind"], row["data"]), builtin_types=(bytes,))
-        kind = "summary" if row["kind"] == "frozen" else "block"
+        kind = "summary" if row["kind"] == "frozen" else row["kind"]
         yield orjson.dumps(
             {"kind": kind, "node": text_id(row["node"]), "time": row["created_at"].isoformat(), **readable(told)}
         )

@@ -1,16 +1,16 @@
 """Lines, turns and what was frozen for them: the writes and reads of a request."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 import asyncpg
 import msgspec
 
 from memory.identify import new_id
-from memory.types import Block, Frozen
+from memory.types import Aside, Block, Frozen
 
 BATCH_BYTES = 256 * 1024
-TELLING = ("forwarded", "stretches", "block", "error")  # of a record: what may tell messages
+TELLING = ("forwarded", "stretches", "block", "recalls", "error")  # of a record: what may tell messages
 EMPTY = msgspec.Raw(b"null")
 MOST_MESSAGES = 10_000  # of a path that are read; a cut history cannot make us read for ever
 
@@ -30,7 +30,7 @@ class NodeRow(msgspec.Struct, frozen=True, array_like=True):
 
 class FoldRow(msgspec.Struct, frozen=True, array_like=True):
     node: bytes
-    kind: str  # "frozen", "block"
+    kind: str  # "frozen", "block", "aside"
     depth: int
     data: bytes
 
@@ -62,9 +62,10 @@ class LineState(msgspec.Struct, frozen=True):
     age_seconds: float | None = None  # since its newest known message came; None: unknown line
     frozen: tuple[tuple[bytes, Frozen], ...] = ()  # with the node each hangs on, deepest first
     blocks: tuple[Block, ...] = ()
+    asides: tuple[tuple[bytes, Aside], ...] = ()  # with the node of the answer that each belongs to
 
 
-def pack(value: Frozen | Block | TurnRecord) -> bytes:
+def pack(value: Frozen | Block | Aside | TurnRecord) -> bytes:
     return msgspec.msgpack.encode(value)
 
 
@@ -72,10 +73,11 @@ def unpack_turn(data: bytes) -> TurnRecord:
     return msgspec.msgpack.decode(data, type=TurnRecord)
 
 
-def decode_fold(kind: str, data: bytes) -> Frozen | Block:
-    if kind == "frozen":
-        return msgspec.msgpack.decode(data, type=Frozen)
-    return msgspec.msgpack.decode(data, type=Block)
+KINDS: Mapping[str, type[Frozen] | type[Block] | type[Aside]] = {"frozen": Frozen, "block": Block, "aside": Aside}
+
+
+def decode_fold(kind: str, data: bytes) -> Frozen | Block | Aside:
+    return msgspec.msgpack.decode(data, type=KINDS[kind])
 
 
 async def find_line(connection: asyncpg.Connection, tenant: bytes, nodes: Sequence[bytes], begin: int = 0) -> LineState:
@@ -93,6 +95,7 @@ async def find_line(connection: asyncpg.Connection, tenant: bytes, nodes: Sequen
         age_seconds=known["age"] if known else None,
         frozen=tuple((node, msgspec.msgpack.decode(data, type=Frozen)) for node, data in frozen),
         blocks=tuple(msgspec.msgpack.decode(row["data"], type=Block) for row in rows if row["kind"] == "block"),
+        asides=tuple((r["node"], msgspec.msgpack.decode(r["data"], type=Aside)) for r in rows if r["kind"] == "aside"),
     )
 
 

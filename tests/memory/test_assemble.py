@@ -3,9 +3,10 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from memory.assemble import assemble, displaced, kept_parts, late_systems
-from memory.types import Block, Form, Frozen, Part
+from memory.assemble import assemble, displaced, kept_asides, kept_parts, late_systems, stable_pieces, with_asides
+from memory.types import Aside, Block, Form, Frozen, Part
 from tests.conversations import assistant, counted_of, forwarded_tokens, system, user
 
 DIGEST = b'{"role":"user","content":"told"}'
@@ -81,6 +82,49 @@ def test_a_filled_block_goes_out_and_when_it_is_cut_the_smaller_one():
     state = frozen(4, digest(0, 4))
     assert raws(TALK, state, {4: block}) == ["told", "filled", "u3"]
     assert raws([*TALK, assistant("a3"), user("u4")], state, {4: block.cut()})[:3] == ["told", "quoted", "u3"]
+
+
+ASIDE = Aside((b'{"role":"user","content":"asked"}', b'{"role":"user","content":"given"}'), (7, 30))
+
+
+def with_aside(aside: Aside, position: int, state: Frozen) -> list[str]:
+    counted = with_asides(counted_of(TALK), {position: aside}, state)
+    words = {message.raw: message.text for message in counted.asked.messages}
+    return [words.get(piece.raw) or piece.raw.decode()[26:-2] for piece in assemble(counted, state, {})]
+
+
+def test_what_was_said_before_an_answer_stands_before_it_or_in_its_place():
+    state = frozen(2, digest(0, 2))
+    assert with_aside(ASIDE, 3, state) == ["told", "u2", "asked", "given", "a2", "u3"]
+    assert with_aside(replace(ASIDE, whole=True), 3, state) == ["told", "u2", "asked", "given", "u3"]
+
+
+def test_a_rollover_leaves_it_out_but_where_its_answer_stays_in_full():
+    counted = with_asides(counted_of(TALK), {1: ASIDE, 3: ASIDE}, frozen(0))
+    rolled = kept_asides(counted, frozen(4, digest(0, 2), Part(2, 4, 9)))
+    assert rolled.asides == ((3, ASIDE),)
+    assert with_aside(ASIDE, 1, rolled) == ["told", "u2", "asked", "given", "a2", "u3"]
+
+
+def test_digests_and_another_dialect_leave_it_out():
+    assert with_aside(ASIDE, 3, frozen(4, digest(0, 4))) == ["told", "u3"]
+    assert with_aside(replace(ASIDE, dialect="messages"), 3, frozen(2, digest(0, 2))) == ["told", "u2", "a2", "u3"]
+    assert with_asides(counted_of(TALK), {3: ASIDE}, None).asides == {}
+
+
+def test_its_tokens_count_in_the_prompt_and_not_in_what_the_client_asked():
+    state, plain = frozen(2, digest(0, 2)), counted_of(TALK)
+    beside, instead = (with_asides(plain, {3: aside}, state) for aside in (ASIDE, replace(ASIDE, whole=True)))
+    assert (beside.weights[3], instead.weights[3]) == (37 + plain.tokens[3], 37)
+    assert beside.total == instead.total == plain.total
+    for counted in (beside, instead):
+        told = sum(piece.placement.tokens for piece in assemble(counted, state, {}))
+        assert told == 5 + sum(counted.weights[2:])
+
+
+def test_it_is_no_part_of_what_stays_until_the_next_rollover():
+    state = frozen(3, digest(0, 2), Part(2, 3, 9))
+    assert stable_pieces(assemble(with_asides(counted_of(TALK), {3: ASIDE}, state), state, {})) == 2
 
 
 def test_a_pinned_user_message_stands_between_digest_and_tail():

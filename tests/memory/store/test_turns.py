@@ -31,7 +31,7 @@ from memory.store.turns import (
     storable,
     unpack_turn,
 )
-from memory.types import Block, Form, Frozen, Part, Quote, Stretch
+from memory.types import Aside, Block, Form, Frozen, Part, Quote, Stretch
 from proxy.wire.content import message_of
 from tests.conftest import open_pool
 from tests.conversations import TENANT, assistant, line_of, parse, system, user
@@ -45,6 +45,7 @@ FROZEN = Frozen(
     tokens=10,
     asked=3,
 )
+ASIDE = Aside((b'{"role":"assistant"}', b'{"role":"tool"}'), (3, 4), whole=True)
 BLOCK = Block(2, 3, b'{"role":"user","content":"b"}', 9, quotes=(Quote(0, 5, 0.5, "relevant", 0, 12),))
 
 
@@ -268,7 +269,21 @@ async def test_of_several_frozen_prompts_the_newest_on_this_line_counts(pool):
     assert ([frozen for _, frozen in there.frozen], there.blocks) == ([FROZEN], ())
 
 
-@pytest.mark.parametrize(("kind", "value"), [("frozen", FROZEN), ("block", BLOCK)])
+async def test_what_was_said_before_an_answer_is_found_with_its_node_behind_the_frozen_prompt(pool):
+    line = line_of([user("a"), assistant("b"), user("c"), assistant("d"), user("e")])
+    folds = [FoldRow(line.nodes[1], "frozen", 1, pack(FROZEN))]
+    folds += [FoldRow(line.nodes[n], "aside", n, pack(replace(ASIDE, tokens=(n, 0)))) for n in (1, 3)]
+    async with pool.connection() as connection:
+        await record_turn(connection, turn_of(line, folds=tuple(folds)))
+        state = await find_line(connection, TENANT, line.nodes)
+        later = await find_line(connection, TENANT, line.nodes, 2)
+
+    assert sorted((line.nodes.index(node), aside.tokens) for node, aside in state.asides) == [(1, (1, 0)), (3, (3, 0))]
+    assert [(node, aside.tokens) for node, aside in later.asides] == [(line.nodes[3], (3, 0))]
+    assert state.blocks == ()
+
+
+@pytest.mark.parametrize(("kind", "value"), [("frozen", FROZEN), ("block", BLOCK), ("aside", ASIDE)])
 def test_what_was_frozen_comes_back_as_it_was(kind, value):
     assert decode_fold(kind, pack(value)) == value
 

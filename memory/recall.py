@@ -1,0 +1,135 @@
+"""The recall tool: a model asks, by id or in words, for what was folded, and gets it word for word.
+
+What it asks is answered from the line as it stood when its request was planned; whatever goes wrong is said in words
+that it can read.
+"""
+
+import asyncio
+import re
+from collections.abc import Sequence
+
+import msgspec
+from msgspec.structs import replace
+
+from memory import rank
+from memory.assemble import displaced
+from memory.bring import Bring, noted
+from memory.identify import message_hint
+from memory.plan import MESSAGE_TOKENS
+from memory.prepared import Caller, Offer
+from memory.prompts import RECALL, Noted, block_text, missing_text
+from memory.reinject import Search, cost, fitting, left, named, quoted, relevant, spans_by_hint
+from memory.search import Quote as ItemQuote
+from memory.similar import Similar
+from memory.types import Quote
+
+ID = re.compile(r"(?:\[#|#)?([a-z2-7]{8})\]?")
+LEAST_TOKENS = 160  # with less room than that nothing is brought back
+TOKENS_AN_ID = 150  # of the room, for each id that is told of what does not fit
+NOTES_SHARE = 4  # of the room: stored items have one part at most
+ROUNDS = 2  # what quoting costs is estimated from above, so what is left is given out once more
+
+
+class Recalled(msgspec.Struct, frozen=True):
+    """What one call brought back."""
+
+    asked: str  # the id or the query; "" where the call said neither
+    text: str  # that the model reads
+    found: bool
+
+
+class Wanted(msgspec.Struct):
+    """The arguments of a call."""
+
+    id: str | None = None
+    query: str | None = None
+
+
+class Recall:
+    def __init__(self, similar: Similar, bring: Bring | None) -> None:
+        self._similar = similar
+        self._bring = bring
+
+    async def answer(self, caller: Caller, offer: Offer, arguments: str, room: int) -> Recalled:
+        """What a call asks for, in at most about `room` tokens; a sentence that says why not, else."""
+        wanted = read(arguments)
+        if isinstance(wanted, str):
+            return Recalled("", wanted, found=False)
+        asked = wanted.id or wanted.query or ""
+        if room < LEAST_TOKENS:
+            return Recalled(asked, "There is no room left in the context window for that. Go on without it.", False)
+        named_by = ID.fullmatch(wanted.id.strip().lower()) if wanted.id else None
+        if named_by is not None:
+            return await self._named(caller, offer.search, named_by[1], room)
+        if wanted.query and wanted.query.strip():
+            return await self._found(caller, offer.search, wanted.query.strip(), room)
+        return Recalled(asked, f"{asked!r} is no id: one has 8 characters, as in [#a2b3c4d5]. Or give a query.", False)
+
+    async def _named(self, caller: Caller, search: Search, hint: str, room: int) -> Recalled:
+        span = spans_by_hint(search).get(hint)
+        if span is not None:
+            return Recalled(hint, await asyncio.to_thread(passage, search, span, room), found=True)
+        notes = await self._notes(caller, search, "", room, (hint,))
+        if not notes:
+            return Recalled(hint, f"Nothing here has the id {hint}. Give a query instead.", found=False)
+        return Recalled(hint, block_text(search.nonce, (), notes), found=True)
+
+    async def _found(self, caller: Caller, search: Search, query: str, room: int) -> Recalled:
+        similar = await self._similar.to(query, caller.tenant, search)
+        notes = await self._notes(caller, search, query, room // NOTES_SHARE, ())
+        asking = replace(search, query=query, similar=similar, quoted=frozenset(), notes=notes)
+        text = await asyncio.to_thread(relevant_text, asking, room)
+        if text is None:
+            return Recalled(query, "Nothing earlier says anything of that. Try other words.", found=False)
+        return Recalled(query, text, found=True)
+
+    async def _notes(
+        self, caller: Caller, search: Search, words: str, room: int, hints: Sequence[str]
+    ) -> tuple[Noted, ...]:
+        found: Sequence[ItemQuote] = ()
+        if self._bring is not None:
+            found = await self._bring.found(caller, words, room, search.count, hints)
+        return tuple(map(noted, found))
+
+
+def read(arguments: str) -> Wanted | str:
+    """What a call asks for, or a sentence that says how to ask."""
+    try:
+        wanted = msgspec.json.decode(arguments or "{}", type=Wanted)
+    except msgspec.DecodeError:
+        wanted = Wanted()
+    if not (wanted.id or wanted.query):
+        return f'{RECALL} takes {{"id": "a2b3c4d5"}} or {{"query": "words to look for"}}.'
+    return wanted
+
+
+def passage(search: Search, span: range, room: int) -> str:
+    """The messages that an id names, as far as they fit."""
+    frame = search.count(block_text(search.nonce, ())) + MESSAGE_TOKENS
+    most = max(1, room // TOKENS_AN_ID)
+    note = search.count(missing_text(["a2b3c4d5"] * len(span), len(span), most)) if len(span) > 1 else 0
+    quotes = fitting(search, span, room - frame - note, "named")
+    text = block_text(search.nonce, [quoted(search, quote) for quote in quotes])
+    whole = {quote.position for quote in quotes if quote.stop is None}
+    missing = [message_hint(search.line.nodes[i]) for i in span if i not in whole]
+    return f"{text}\n{missing_text(missing, len(span), most)}" if missing else text
+
+
+def relevant_text(search: Search, room: int) -> str | None:
+    """The messages that answer a query, as many as fit; None for none."""
+    gone = displaced(search.frozen)
+    quotes: tuple[Quote, ...] = ()
+    free = room - search.count(block_text(search.nonce, (), search.notes)) - MESSAGE_TOKENS
+    for _ in range(ROUNDS):
+        found = relevant(search, left(gone, quotes), free - cost(quotes), rank.LEAST_SHARE)
+        quotes = tuple(sorted((*quotes, *found), key=lambda quote: quote.position))
+    if not quotes and not search.notes:
+        return None
+    while quotes and search.count(told(search, quotes)) > room:
+        quotes = tuple(sorted(quotes, key=lambda quote: quote.score)[1:])
+    return told(search, named(search, quotes))
+
+
+def told(search: Search, quotes: Sequence[Quote]) -> str:
+    in_order = sorted(quotes, key=lambda quote: quote.position)
+    return block_text(search.nonce, [quoted(search, quote) for quote in in_order], search.notes)
