@@ -9,7 +9,6 @@ import msgspec
 from memory.messages import Message
 from memory.types import Usage
 from proxy.exchange import Headers
-from proxy.upstream import Reply
 from proxy.wire.dialects import Dialect
 from proxy.wire.encoding import Decoder, decoded
 
@@ -96,13 +95,16 @@ class PlainAnswer:
 Answer = StreamAnswer | PlainAnswer
 
 
-def answer_for(reply: Reply, dialect: Dialect) -> Answer:
-    encoding = header(reply.headers, b"content-encoding")
-    is_stream = (header(reply.headers, b"content-type") or "").startswith("text/event-stream")
-    if is_stream:
+def answer_for(headers: Headers, dialect: Dialect) -> Answer:
+    encoding = header(headers, b"content-encoding")
+    if is_stream(headers):
         return StreamAnswer(encoding, dialect)
-    length = header(reply.headers, b"content-length") or ""
+    length = header(headers, b"content-length") or ""
     return PlainAnswer(encoding, dialect, int(length) if length.isdigit() else None)
+
+
+def is_stream(headers: Headers) -> bool:
+    return (header(headers, b"content-type") or "").startswith("text/event-stream")
 
 
 def header(headers: Headers, name: bytes) -> str | None:

@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -14,16 +15,18 @@ from memory.identify import place
 from memory.manager import MemoryManager
 from memory.nouns import utc_now
 from memory.prepared import Caller, Prepared
+from memory.recall import Recalled
 from memory.recorder import Ended, Kept, Opening, Recorder
 from memory.store.pool import Pool
 from memory.told import Overflow, overflow_in_error
-from memory.types import Mode
+from memory.types import Aside, Mode
 from memory.whole import Memory
 from proxy.answer import Heard, answer_for, header
 from proxy.config import Config
 from proxy.errors import ClientGone, ProxyError, Unreachable, UpstreamCut
 from proxy.exchange import Exchange, Headers, while_client_stays
 from proxy.metrics import Metrics
+from proxy.recalling import Recalling, Ways
 from proxy.relay import relay
 from proxy.tenants import session_label, tenant_of
 from proxy.upstream import Reply, Sending
@@ -40,6 +43,7 @@ T = TypeVar("T")
 OFF = frozenset((b"off", b"false", b"no", b"0"))  # privacy does not hang on a spelling
 LARGE_BYTES = 256 * 1024  # from here on a body is parsed in a thread, so that it stalls nobody
 LOOK_AFTER_SECONDS = 0.05  # a turn was recorded, so that its last bytes are gone before
+UNANSWERED = Recalled("", "The memory cannot be asked just now. Go on without it.", found=False)
 ERROR_BYTES = 64 * 1024  # of a refusal are read to see whether the prompt was too long
 
 
@@ -211,6 +215,7 @@ class Conversation:
         self._dialect = dialect
         self._started = started
         self._first_byte: float | None = None
+        self._recalling: Recalling | None = None  # where the model may ask the memory
         self._is_reported = False
 
     async def run(self, prepared: Prepared, may_retry: bool = True) -> None:
@@ -221,7 +226,7 @@ class Conversation:
             async with self._send(prepared) as reply:
                 again = await self._again(prepared, reply, may_retry) if reply.status >= 400 else None
                 if not isinstance(again, Again):
-                    return await self._relay(prepared, opening, reply, refusal=again)
+                    return await self._relay(prepared, opening, await self._heard(prepared, reply), refusal=again)
         except ProxyError as error:
             if self._first_byte is not None or isinstance(error, ClientGone):
                 raise
@@ -236,12 +241,32 @@ class Conversation:
         await self.run(again.prepared, again.may_retry)
 
     def _send(self, prepared: Prepared) -> Sending:
-        """The client's headers; without its content encoding where the body is ours."""
+        """The client's headers; without its content encoding where the body is ours, and asking for an answer that we
+        can read where the model may ask the memory."""
         way, headers = self._way, self._way.headers
         body = way.question.body if prepared.is_untouched else prepared.body
         if not prepared.is_untouched:
             headers = [pair for pair in headers if pair[0] != b"content-encoding"]
+        if prepared.offer is not None:
+            headers = [(name, b"identity" if name == b"accept-encoding" else value) for name, value in headers]
         return way.upstream.send(self._exchange.method, self._exchange.path, way.query, headers, body)
+
+    async def _heard(self, prepared: Prepared, reply: Reply) -> Reply | Recalling:
+        """The answer as the client will see it."""
+        if prepared.offer is None or reply.status >= 400:
+            return reply
+        ways = Ways(self._recall, self._send)
+        self._recalling = Recalling(self._parts.memory, prepared, self._dialect, reply, ways)
+        await self._recalling.settle()
+        return self._recalling
+
+    async def _recall(self, prepared: Prepared, arguments: str, room: int) -> Recalled:
+        recalled = await fail_open(self._parts, self._parts.memory.recall(prepared, arguments, room), UNANSWERED)
+        self._parts.metrics.recalls.labels("yes" if recalled.found else "no").inc()
+        return recalled
+
+    async def _aside(self) -> Aside | None:
+        return self._recalling.aside if self._recalling is not None else None
 
     async def _again(self, prepared: Prepared, reply: Reply, may_retry: bool) -> "Again | bytes | None":
         """For a refusal: what goes out in its place; else its body, as far as it was read."""
@@ -278,9 +303,11 @@ class Conversation:
             return refusal
         return Again(again, self._way, "context_length_exceeded", 400, may_retry=False)
 
-    async def _relay(self, prepared: Prepared, opening: Opening | None, reply: Reply, refusal: bytes | None) -> None:
+    async def _relay(
+        self, prepared: Prepared, opening: Opening | None, reply: Reply | Recalling, refusal: bytes | None
+    ) -> None:
         """Pass bytes on as they come; the terminal ones wait until the turn is safe."""
-        exchange, answer, recorded = self._exchange, answer_for(reply, self._dialect), False
+        exchange, answer, recorded = self._exchange, answer_for(reply.headers, self._dialect), False
         headers = [*reply.headers, *await fail_open(self._parts, self._notes(prepared), ())]
         self._first_byte = time.perf_counter()
         try:
@@ -288,14 +315,15 @@ class Conversation:
                 recorded = True
                 await self._record(prepared, opening, status_of(reply), answer.heard, reply.status)
             await exchange.start(reply.status, headers)
-            async for chunk in chunks(reply, refusal):
-                if ready := answer.feed(chunk):
-                    await exchange.send(ready)
-                if answer.is_terminal and not recorded:
-                    recorded = True
-                    await self._record(prepared, opening, status_of(reply), answer.heard, reply.status)
-                    self._report(prepared, reply)
-                    await exchange.send(answer.held)
+            async with aclosing(chunks(reply, refusal)) as body:
+                async for chunk in body:
+                    if ready := answer.feed(chunk):
+                        await exchange.send(ready)
+                    if answer.is_terminal and not recorded:
+                        recorded = True
+                        await self._record(prepared, opening, status_of(reply), answer.heard, reply.status)
+                        self._report(prepared, reply)
+                        await exchange.send(answer.held)
             if not recorded:
                 recorded = True
                 await self._record(prepared, opening, status_of(reply), answer.heard, reply.status)
@@ -368,8 +396,10 @@ class Conversation:
         """Make the turn safe. Runs to its end even when the client leaves meanwhile."""
         now = time.perf_counter()
         heard = await fail_open(self._parts, self._hear(prepared, said, code), Heard())
+        aside = await fail_open(self._parts, self._aside(), None) if status == "answered" else None
         ended = Ended(
             status=status,
+            aside=aside,
             answers=heard.messages,
             usage=heard.usage,
             record={
@@ -380,6 +410,7 @@ class Conversation:
                 "error": heard.error,
                 "usage": heard.usage,
                 "finish_reasons": heard.finish_reasons,
+                "recalls": self._recalling.recalls if self._recalling is not None else None,
                 "truncated": heard.truncated,
                 "seconds": round(now - self._started, 6),
                 "seconds_to_first_byte": round(self._first_byte - self._started, 6) if self._first_byte else None,
@@ -388,7 +419,7 @@ class Conversation:
         await asyncio.shield(self._parts.later(self._close(prepared, opening, ended)))
         self._parts.metrics.record.observe(time.perf_counter() - now)
 
-    def _report(self, prepared: Prepared, reply: Reply) -> None:
+    def _report(self, prepared: Prepared, reply: Reply | Recalling) -> None:
         """The request's one line, and its counters: once, and before the client can see the answer's end."""
         if self._is_reported:
             return
@@ -420,20 +451,21 @@ class Conversation:
         )
 
 
-def status_of(reply: Reply) -> str:
+def status_of(reply: Reply | Recalling) -> str:
     return "answered" if reply.status < 400 else "failed"
 
 
-def has_no_body(method: str, reply: Reply) -> bool:
+def has_no_body(method: str, reply: Reply | Recalling) -> bool:
     return method == "HEAD" or reply.status in (204, 304) or header(reply.headers, b"content-length") == "0"
 
 
-async def chunks(reply: Reply, read: bytes | None) -> AsyncIterator[bytes]:
+async def chunks(reply: Reply | Recalling, read: bytes | None) -> AsyncGenerator[bytes, None]:
     """A reply's body, of which the beginning may have been read."""
     if read:
         yield read
-    async for chunk in reply.chunks():
-        yield chunk
+    async with aclosing(reply.chunks()) as rest:
+        async for chunk in rest:
+            yield chunk
 
 
 async def read_some(reply: Reply) -> bytes:

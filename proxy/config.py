@@ -146,6 +146,7 @@ class Config(BaseSettings):
     compression: CompressionSection = CompressionSection()
     recall: RecallSection = RecallSection()
     hygiene: HygieneSection = HygieneSection()
+    recall_tool: Literal["off", "auto"] = Settings().recall_tool
     quarantine: Literal["off", "suggest", "auto"] = Settings().quarantine
     summarizer: Literal["digest", "upstream"] = Settings().summaries.by
     human_expiry_hours: Annotated[float, Field(gt=0)] = Settings().work.human_expiry_hours
@@ -184,7 +185,7 @@ class Config(BaseSettings):
             raise ValueError("must be a URL that begins with postgresql://")
         return value
 
-    @field_validator("quarantine", mode="before")
+    @field_validator("quarantine", "recall_tool", mode="before")
     @classmethod
     def spelled(cls, value: object) -> object:
         return "off" if value is False else value  # YAML reads a bare `off` so
@@ -250,6 +251,7 @@ class Config(BaseSettings):
             hygiene=Hygiene(every_items=self.hygiene.chat_hygiene_interval, **hygiene),
             summaries=Summaries(by=self.summarizer),
             work=Work(human_expiry_hours=self.human_expiry_hours),
+            recall_tool=self.recall_tool,
             quarantine=self.quarantine,
         )
 

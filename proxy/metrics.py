@@ -41,6 +41,7 @@ class Metrics(Meter):
         self.tokens = counter("infold_prompt_tokens", "Prompt tokens: asked by clients, forwarded upstream.", ["side"])
         self.block_tokens = counter("infold_block_tokens", "Prompt tokens of re-injected blocks.")
         self.rollovers = counter("infold_rollovers", "Rollovers made.")
+        self.recalls = counter("infold_recalls", "Calls of the recall tool, by what they brought.", ["found"])
         self.turns = counter("infold_turns", "Turns by where they are safe: committed, spooled, unrecorded.", ["kept"])
         self.passed_through = counter(
             "infold_passed_through", "Requests forwarded without memory, by reason.", ["reason"]

@@ -9,7 +9,7 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from types import TracebackType
 from urllib.parse import unquote_to_bytes
@@ -65,7 +65,7 @@ class Reply:
     _content: aiohttp.StreamReader = field(repr=False)
     _closed: "asyncio.Future[None] | None" = field(default=None, repr=False)  # for a body that ends with the connection
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes, None]:
         """The body in the pieces it comes in; its content encoding is not touched.
 
         Raises:

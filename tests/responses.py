@@ -191,8 +191,10 @@ class Provider:
             error = {"message": objection[0], "type": "invalid_request_error", "param": "input", "code": objection[1]}
             return answer(json.dumps({"error": error}).encode(), 400)
         self.prompts.append(prompt)
-        items = self.named(self.reply(prompt))
-        whole = response(items, prompt.tokens)
+        return self.answer(prompt, self.reply(prompt))
+
+    def answer(self, prompt: Prompt, items: list[Json]) -> Steps:
+        whole = response(self.named(items), prompt.tokens)
         return streamed(whole) if prompt.body.get("stream") else answer(json.dumps(whole).encode())
 
     def count(self, body: bytes) -> int:
