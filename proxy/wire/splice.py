@@ -36,6 +36,9 @@ class Splice(Protocol):
     def end(self) -> bytes:
         """The running answer was the last: its end, as the end of all."""
 
+    def cut(self) -> bytes:
+        """The running answer broke off: what is held of it and is the client's."""
+
     def failed(self, told: bytes) -> bytes:
         """An error event in the dialect's shape, after which the stream ends without its usual end.
 
@@ -97,6 +100,16 @@ class Splicer(ABC):
         self.showed = self.showed or any(told.shows for told in self._held)
         self._held = []
         return out + last
+
+    def cut(self) -> bytes:
+        pending, self._pending = self._pending, b""
+        held, self._held = self._held, []
+        rest = b"".join(event.raw for event in self._reader.rest())
+        if self._is_touched():
+            return pending + b"".join(self._show(self._halves(told)[0]) for told in held if told.matters)
+        self.showed = self.showed or any(told.shows for told in held)
+        originals = b"".join(told.original for told in held)
+        return pending + originals + (b"" if b'"%b"' % self._name.encode() in rest else rest)
 
     def failed(self, told: bytes) -> bytes:
         pending, self._pending = self._pending, b""

@@ -166,6 +166,25 @@ def test_an_event_keeps_its_other_lines(raw, told):
     assert with_data(event, b'\n{"b":\n2}').raw == told
 
 
+# A cut
+
+
+@pytest.mark.parametrize("path", STREAMS, ids=lambda path: path.stem)
+def test_a_cut_lets_out_every_byte_where_nothing_is_ours(path):
+    body = path.read_bytes()
+    for dialect in DIALECTS.values():
+        for place in {*range(0, len(body), 211), *range(max(0, len(body) - 400), len(body) + 1, 7)}:
+            splice = dialect.splice(NAME)
+            assert splice.feed(body[:place]) + splice.cut() == body[:place]
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_half_an_event_that_names_our_tool_is_not_let_out(dialect):
+    splice = DIALECTS[dialect].splice(NAME)
+    assert splice.feed(b': x\n\ndata: {"name":"recall","argum') + splice.cut() == b": x\n\n"
+    assert splice.cut() == b""
+
+
 # Odd events
 
 ODD = (
@@ -215,6 +234,8 @@ def test_events_of_any_shape_are_spliced_without_an_error(dialect, answers, twic
     splice = DIALECTS[dialect].splice(NAME)
     for body in bodies:
         assert splice.failed(body.removeprefix(b"data: "))
+        splice.feed(body)
+        splice.cut()
 
 
 # JSON with other values in it

@@ -363,6 +363,50 @@ def test_what_has_no_blank_line_behind_it_counts():
     assert out.endswith(b"data: [DONE]")
 
 
+# A cut
+
+
+def test_a_cut_lets_out_the_end_as_it_came():
+    """The reason and the counts came, the last line did not."""
+    splice = ChunkSplice(NAME)
+    body = as_openai("first", ["Let me ", "look."], [LS], 10).removesuffix(b"NE]\n\n")
+    out = splice.feed(body)
+    assert out != body
+    assert out + splice.cut() == body
+
+
+@WAYS
+def test_a_cut_tells_no_end_where_something_was_ours(way):
+    answers = [*three(way)[:1], PROVIDERS[way]("second", ["Hm."], [LS, OURS], 20)]
+    for place in range(len(answers[1])):
+        splice = ChunkSplice(NAME)
+        out = splice.feed(answers[0])
+        splice.again()
+        out += splice.feed(answers[1][:place])
+        out += splice.cut()
+        assert (NAME.encode() in out, b"[DONE]" in out) == (False, False)
+        assert all(choice["finish_reason"] is None for one in payloads(out) for choice in one["choices"])
+        assert said(out)[0] in ("Let me look.", "Let me look.\n\nHm.")
+        assert splice.cut() == b""
+    assert said(out)[:2] == ("Let me look.\n\nHm.", [LS])
+
+
+def test_words_that_wait_for_another_answer_go_out_at_a_cut():
+    """They came behind an end, before a call of ours."""
+    splice = ChunkSplice(NAME)
+    call = {"index": 0, "id": "o", "type": "function", "function": {"name": NAME, "arguments": "{}"}}
+    fed = splice.feed(chunk("a", {"content": "So."}, "tool_calls", counted(5)) + chunk("a", {"tool_calls": [call]}))
+    assert (fed, splice.showed) == (b"", False)
+    (told,) = payloads(splice.cut())
+    assert (told["choices"][0]["delta"], told["choices"][0]["finish_reason"]) == ({"content": "So."}, None)
+    assert (told["usage"], splice.showed) == (None, True)
+
+    again = ChunkSplice(NAME)
+    again.feed(chunk("a", {"content": "So."}, "tool_calls", counted(5)) + chunk("a", {"tool_calls": [call]}))
+    again.again()
+    assert payloads(again.cut())[0]["choices"][0]["delta"] == {"content": "So."}
+
+
 # A refusal of a later request
 
 

@@ -173,6 +173,31 @@ def test_an_error_and_what_cannot_be_read_go_out_as_they_are():
     assert out.endswith(odd)
 
 
+# A cut
+
+
+def test_a_cut_lets_out_the_end_as_it_came():
+    body = of_anthropic([THOUGHT, SAID, LS], 113).removesuffix(b"}\n\n")
+    splice = DeltaSplice(NAME)
+    out = splice.feed(body)
+    assert b"message_delta" not in out
+    assert out + splice.cut() == body
+
+
+@WAYS
+def test_a_cut_tells_no_end_where_something_was_ours(way):
+    first, second = answers(way, [THOUGHT, SAID, OURS], [LAST, MORE])
+    for place in range(len(second)):
+        splice = DeltaSplice(NAME)
+        out = splice.feed(first)
+        splice.again()
+        out += splice.feed(second[:place])
+        out += splice.cut()
+        assert (NAME.encode() in out, b"message_delta" in out, b"message_stop" in out) == (False, False, False)
+        assert out.endswith(b"\n\n" if way == "Anthropic" else b"\r\n\r\n")
+    assert content_of(out) == [THOUGHT, SAID, LAST]
+
+
 # A refusal of a later request
 
 

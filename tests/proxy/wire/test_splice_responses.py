@@ -215,6 +215,33 @@ def test_an_error_and_what_cannot_be_read_go_out_as_they_are():
     assert out.endswith(odd)
 
 
+# A cut
+
+
+@WAYS
+def test_a_cut_lets_out_the_end_as_it_came(way):
+    body = PROVIDERS[way]([THOUGHT, SAID, LS], 0).replace(json.dumps(TOOLS[1]).encode(), b"{}").rstrip(b"\r\n}")
+    splice = ResponseSplice(NAME)
+    out = splice.feed(body)
+    assert b"response.completed" not in out
+    assert out + splice.cut() == body
+
+
+@WAYS
+def test_a_cut_tells_no_end_where_something_was_ours(way):
+    first, second = answers(way, [THOUGHT, SAID, OURS], [LAST, MORE])
+    for place in (*range(0, len(second), 5), len(second)):
+        splice = ResponseSplice(NAME)
+        out = splice.feed(first)
+        splice.again()
+        out += splice.feed(second[:place])
+        out += splice.cut()
+        assert (NAME.encode() in out, b"response.completed" in out) == (False, False)
+        if way != "data alone":
+            assert [one["sequence_number"] for one in payloads(out)] == list(range(len(payloads(out))))
+    assert accumulate([out]).messages[0].text == "Let me look.\nIt was 7."
+
+
 # A refusal of a later request
 
 
