@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from memory.messages import ChatRequest, Message
 from memory.types import Usage
-from proxy.wire import items
+from proxy.wire import items, splice
 from proxy.wire import results as beside
 from proxy.wire.content import NOT_JSON, NULL, string
 from proxy.wire.content import message_of as message_of  # to write a message one must be able to read it
@@ -22,7 +22,6 @@ from proxy.wire.parser import Shape
 from proxy.wire.results import results as results
 from proxy.wire.results import words as words
 from proxy.wire.slices import looking, members, with_value
-from proxy.wire.splice import with_tool as with_tool
 from proxy.wire.sse import error_text
 
 SHAPE = Shape(
@@ -37,6 +36,7 @@ SHAPE = Shape(
 )
 # Outputs that are no text and stay as they are: a screenshot, tools, a decision.
 FIXED = frozenset({"computer_call_output", "tool_search_output", "program_output", "mcp_approval_response"})
+SEALED = "reasoning.encrypted_content"  # in `include`: reasoning is told so that it can be sent back
 
 
 def render(request: ChatRequest, messages: Sequence[bytes], stable: int = 0) -> bytes:
@@ -56,6 +56,22 @@ def tool_json(name: str, description: str, parameters: Mapping[str, object]) -> 
     """A tool of our own. The schema is not made strict, which would be this API's default: it may have options."""
     shape = {"name": name, "description": description, "parameters": parameters, "strict": False}
     return msgspec.json.encode({"type": "function", **shape})
+
+
+def with_tool(body: bytes, name: str, tool: bytes) -> bytes | None:
+    """A request with our tool as the last of its tools; None where it must not stand, see `splice.with_tool`.
+
+    Nor where the provider stores nothing and does not tell its reasoning sealed either: a further request would send
+    reasoning back by an id that it does not know, and be refused.
+    """
+    try:
+        kept = _KEPT.decode(looking(body))
+        asked = msgspec.json.decode(kept.include)
+    except NOT_JSON:
+        return None
+    if bytes(kept.store) == b"false" and not (isinstance(asked, list) and SEALED in asked):
+        return None
+    return splice.with_tool(body, name, tool)
 
 
 def results_json(results: Sequence[tuple[str, str]]) -> tuple[bytes, ...]:
@@ -172,5 +188,13 @@ def usage_of(usage: object) -> Usage | None:
     )
 
 
+class _Kept(msgspec.Struct):
+    """What the provider keeps of a response, and what it tells instead."""
+
+    store: Raw = Raw(NULL)
+    include: Raw = Raw(NULL)
+
+
+_KEPT = msgspec.json.Decoder(_Kept)
 _RESPONSE = msgspec.json.Decoder(Response)
 _ITEMS = msgspec.json.Decoder(list[Raw] | None)

@@ -12,10 +12,11 @@ from openai.types.responses import Response
 from memory.messages import Message
 from memory.tokens import Counter
 from memory.types import Usage
+from proxy.wire import splice
 from proxy.wire.content import message_of
 from proxy.wire.dialects import RESPONSES, dialect_at
 from proxy.wire.parser import Parser
-from proxy.wire.responses import SHAPE, completion_in, message_json, render, with_content
+from proxy.wire.responses import SHAPE, completion_in, message_json, render, with_content, with_tool
 from tests.responses import PNG, call, message, output, picture, reasoning, response
 
 Json = dict[str, Any]
@@ -294,6 +295,48 @@ def test_reasoning_costs_tokens_and_an_unknown_item_too():
         assert 400 < counter.message(read(item), "o200k_base") < 1_000
     assert counter.message(read(output("c", [picture("low")])), "o200k_base") < 120
     assert counter.message(read(output("c", [picture("high")])), "o200k_base") > 400
+
+
+# Our tool
+
+SEALED = "reasoning.encrypted_content"
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"store": False},
+        {"store": False, "include": None},
+        {"store": False, "include": []},
+        {"store": False, "include": ["message.output_text.logprobs"]},
+        {"store": False, "include": SEALED},
+    ],
+)
+def test_our_tool_does_not_stand_where_reasoning_cannot_be_sent_back(more):
+    """The provider would answer: Item with id 'rs_...' not found."""
+    assert with_tool(body_of([USER], **more), "recall", b"{}") is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"store": None},
+        {"store": True},
+        {"include": ["message.output_text.logprobs"]},
+        {"store": False, "include": ["message.output_text.logprobs", SEALED]},
+    ],
+)
+def test_our_tool_stands_where_reasoning_is_kept_or_told(more):
+    body = body_of([USER], **more)
+    tooled = with_tool(body, "recall", b'{"name":"recall"}')
+    assert tooled == body[:-1] + b',"tools":[{"name":"recall"}]}'
+    assert tooled == splice.with_tool(body, "recall", b'{"name":"recall"}')
+
+
+@pytest.mark.parametrize("body", [b"no", b"[]", b'{"store":fal', b'{"tools":7}', b'{"tools":[{"name":"recall"}]}'])
+def test_what_is_not_understood_gets_no_tool(body):
+    assert with_tool(body, "recall", b"{}") is None
 
 
 # Identity
