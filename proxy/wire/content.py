@@ -16,6 +16,7 @@ from proxy.wire.slices import NotUnderstood, few, looking, members
 NULL = b"null"
 NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, NotUnderstood)
 TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+THOUGHTS = ("reasoning_content", "reasoning")  # as DeepSeek and OpenRouter name them, and those who follow them
 PICTURES = frozenset({"input_image", "computer_screenshot"})  # the picture's URL or id itself, not in an object
 
 
@@ -45,7 +46,7 @@ def message_of(raw: bytes) -> Message:
         call_id=blocks.results[0] if blocks.results else answers,
         more_call_ids=tuple(blocks.results[1:]),
         media=(*media, *_spoken(fields.get("audio", NULL))),
-        unseen=blocks.unseen,
+        unseen=blocks.unseen + (_thoughts(fields) if role == items.ASSISTANT else 0),
         has_user_words=role == "user" and bool(blocks.results) and blocks.has_more,
     )
 
@@ -117,6 +118,13 @@ def _inner(raw: Raw, key: str) -> str:
     except msgspec.ValidationError:
         found = raw if key == "url" else NULL
     return string(found) or ""
+
+
+def _thoughts(fields: Mapping[str, bytes]) -> int:
+    """Tokens, about, of reasoning that a client sends back in a chat message."""
+    chars = sum(len(string(fields.get(key, NULL)) or "") for key in THOUGHTS)
+    details = fields.get("reasoning_details", NULL)
+    return (chars + (len(details) if details.startswith(b"[") else 0)) // items.CHARS_A_TOKEN
 
 
 # Tool calls

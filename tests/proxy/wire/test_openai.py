@@ -66,6 +66,30 @@ def test_calls_and_results_are_read():
     assert (request.messages[2].call_id, request.messages[2].text) == ("c1", "a\nb")
 
 
+@pytest.mark.parametrize(
+    ("key", "thought", "tokens"),
+    [
+        ("reasoning_content", "Fünf. " * 200, 300),
+        ("reasoning", "Six. \n" * 200, 300),
+        ("reasoning_details", [{"type": "reasoning.encrypted", "data": "x" * 1_000}], 261),
+        ("reasoning_content", None, 0),
+        ("reasoning", {"effort": "high"}, 0),
+        ("reasoning_details", "x" * 100, 0),
+    ],
+)
+def test_reasoning_that_is_sent_back_costs_tokens_and_does_not_count_for_identity(key, thought, tokens):
+    bare = {"role": "assistant", "content": "Yes."}
+    plain, thinking = (message_of(json.dumps(one).encode()) for one in (bare, {**bare, key: thought}))
+    assert (plain.unseen, thinking.unseen) == (0, tokens)
+    assert (thinking.digest, thinking.text) == (plain.digest, "Yes.")
+    assert message_of(json.dumps({**bare, "role": "user", key: thought}).encode()).unseen == 0
+
+
+def test_reasoning_under_several_keys_counts_for_each():
+    said = {"role": "assistant", "content": None, "reasoning_content": "a" * 40, "reasoning": "b" * 60}
+    assert message_of(json.dumps(said).encode()).unseen == 25
+
+
 def test_the_old_function_calls_are_calls():
     asked = message_of(b'{"role":"assistant","content":null,"function_call":{"name":"f","arguments":"{}"}}')
     result = message_of(b'{"role":"function","name":"f","content":"1"}')
