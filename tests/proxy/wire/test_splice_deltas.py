@@ -187,7 +187,7 @@ def test_a_cut_lets_out_the_end_as_it_came():
 @WAYS
 def test_a_cut_tells_no_end_where_something_was_ours(way):
     first, second = answers(way, [THOUGHT, SAID, OURS], [LAST, MORE])
-    for place in range(len(second)):
+    for place in (*range(0, len(second), 5), len(second)):
         splice = DeltaSplice(NAME)
         out = splice.feed(first)
         splice.again()
