@@ -1,5 +1,6 @@
 """A stream of chat completion chunks, added up to the messages and the usage that it tells."""
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from io import StringIO
@@ -35,7 +36,7 @@ def accumulate(chunks: Iterable[bytes]) -> Answer:
 
 class FunctionDelta(msgspec.Struct):
     name: str | None = None
-    arguments: str | None = None
+    arguments: str | dict[str, object] | None = None  # an object, where a server does not know better
 
 
 class CustomDelta(msgspec.Struct):
@@ -207,7 +208,8 @@ class _CallSum:
         self._extra: dict[str, object] = {}
 
     def add(self, function: FunctionDelta | None, custom: CustomDelta | None, extra: object = None) -> int:
-        name = text = None
+        name: str | None = None
+        text: str | dict[str, object] | None = None
         if custom is not None:
             name, text, self._custom = custom.name, custom.input, True
         elif function is not None:
@@ -216,6 +218,7 @@ class _CallSum:
             self._name += name
         if isinstance(extra, dict):
             self._extra |= extra
+        text = json.dumps(text, ensure_ascii=False) if isinstance(text, dict) else text
         return self._written.write(text or "") + (len(str(extra)) if extra else 0)
 
     def function(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ with the results; the client is to see one answer, and nothing of the tool. How 
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -87,14 +87,14 @@ class Splicer(ABC):
         return self._out(self._reader.feed(text))
 
     def again(self) -> None:
-        self._pending = self._out(self._reader.rest())
+        self._pending = self._remaining()
         self._pending += b"".join(self._show(self._halves(told)[0]) for told in self._held if told.matters)
         self._next()
         self._reader, self._held = Reader(), []
         self._is_later, self._is_ending = True, False
 
     def end(self) -> bytes:
-        out = self._out(self._reader.rest())
+        out = self._remaining()
         is_touched = self._is_touched()
         last = b"".join(self._last(told.event) if is_touched else told.original for told in self._held)
         self.showed = self.showed or any(told.shows for told in self._held)
@@ -102,14 +102,17 @@ class Splicer(ABC):
         return out + last
 
     def cut(self) -> bytes:
-        pending, self._pending = self._pending, b""
+        out = self._out(()) + b"".join(map(self._go, self._waited(is_cut=True)))
+        rest = self._reader.rest()
+        if not self._is_touched():
+            quoted = b'"%b"' % self._name.encode()
+            out += self._out([event for event in rest if quoted not in event.raw])
+            out += b"".join(map(self._go, self._waited(is_cut=True)))
         held, self._held = self._held, []
-        rest = b"".join(event.raw for event in self._reader.rest())
         if self._is_touched():
-            return pending + b"".join(self._show(self._halves(told)[0]) for told in held if told.matters)
+            return out + b"".join(self._show(self._halves(told)[0]) for told in held if told.matters)
         self.showed = self.showed or any(told.shows for told in held)
-        originals = b"".join(told.original for told in held)
-        return pending + originals + (b"" if b'"%b"' % self._name.encode() in rest else rest)
+        return out + b"".join(told.original for told in held)
 
     def failed(self, told: bytes) -> bytes:
         pending, self._pending = self._pending, b""
@@ -117,11 +120,22 @@ class Splicer(ABC):
 
     def _out(self, events: Sequence[Event]) -> bytes:
         pending, self._pending = self._pending, b""
-        return pending + b"".join(map(self._event, events))
+        return pending + b"".join(self._go(told) for event in events for told in self._due(event))
 
-    def _event(self, event: Event) -> bytes:
+    def _remaining(self) -> bytes:
+        """What of the running answer's last events may go out."""
+        return self._out(self._reader.rest()) + b"".join(map(self._go, self._waited()))
+
+    def _due(self, event: Event) -> Iterable[Told]:
+        """Take an event; gives those whose turn has come, one by one."""
+        yield self._told(event)
+
+    def _waited(self, *, is_cut: bool = False) -> Iterable[Told]:
+        """The running answer is over: the events whose turn has not come yet."""
+        return ()
+
+    def _go(self, told: Told) -> bytes:
         """What of an event may go out now; the rest is held."""
-        told = self._told(event)
         self._is_ending = self._is_ending or told.ends
         if not self._is_ending:
             return self._show(told)
@@ -150,7 +164,7 @@ class Splicer(ABC):
 
     @abstractmethod
     def _told(self, event: Event) -> Told:
-        """Take an event; as it is to go out when it is not of the end."""
+        """An event as it is to go out when it is not of the end."""
 
     @abstractmethod
     def _last(self, event: Event) -> bytes:

@@ -1,11 +1,11 @@
 """Several answers in chat completion chunks as one stream; several plain ones as one body."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 from msgspec import Raw
 
-from proxy.wire.chunks import CallDelta, FunctionDelta, text_of
+from proxy.wire.chunks import text_of
 from proxy.wire.content import NOT_JSON, NULL, string
 from proxy.wire.events import Event, with_data
 from proxy.wire.slices import each, looking, parts, rearranged, replaced
@@ -26,13 +26,17 @@ UNSEEN = frozenset({"role", "extra_content"})  # of a delta
 
 
 class ChunkSplice(Splicer):
-    """One stream out of several, chunk by chunk."""
+    """One stream out of several, chunk by chunk.
+
+    While nobody knows whose a call is, because its name has not come whole, all events wait from its first one on.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._first: dict[str, bytes] = {}  # what all chunks have as the first one has it
         self._usage: Mapping[str, object] | None = None
         self._choices: dict[int, _Choice] = {}
+        self._waiting: list[_Read] = []
 
     def _has_ours(self) -> bool:
         return any(choice.ours for choice in self._choices.values())
@@ -47,20 +51,53 @@ class ChunkSplice(Splicer):
         ours = {"message": "", "type": "upstream_error", "param": None, "code": "upstream_failed"}
         return b"data: " + (error_in(told) or b'{"error":' + refusal(told, ours) + b"}") + b"\n\n"
 
-    def _told(self, event: Event) -> Told:
-        """An event as it is when nothing of ours is in it, and the frame of the first answer is around it."""
+    def _due(self, event: Event) -> Iterator[Told]:
+        self._waiting.append(self._read(event))
+        if not any(choice.is_open for choice in self._choices.values()):
+            yield from self._let_go()
+
+    def _waited(self, *, is_cut: bool = False) -> Iterator[Told]:
+        self._close(is_cut)
+        yield from self._let_go()
+
+    def _let_go(self) -> Iterator[Told]:
+        waiting, self._waiting = self._waiting, []
+        yield from map(self._told, waiting)
+
+    def _close(self, is_cut: bool = False) -> None:
+        for choice in self._choices.values():
+            choice.close(is_cut)
+
+    def _read(self, event: Event) -> "_Read":
+        """An event with the calls that its deltas belong to; after an end it is known whose they are."""
         try:
             chunk = _CHUNK.decode(looking(event.data))
-            return self._chunk(event, chunk)
         except NOT_JSON:
-            return Told(event.raw, event, ends=event.data.lstrip().startswith(b"[DONE]"))
+            read = _Read(event.raw, event.data, ends=event.data.lstrip().startswith(b"[DONE]"))
+        else:
+            choices = chunk.choices or []
+            calls = [self._choice(choice.index).calls_of(choice.delta or {}) for choice in choices]
+            has_reason = any(bytes(choice.finish_reason) != NULL for choice in choices)
+            ends = has_reason or (chunk.choices == [] and usage_in(chunk.usage) is not None)
+            read = _Read(event.raw, event.data, chunk, calls, ends)
+        if read.ends:
+            self._close()
+        return read
 
-    def _chunk(self, event: Event, chunk: "_Chunk") -> Told:
+    def _told(self, event: Event) -> Told:
+        """An event as it is when nothing of ours is in it, and the frame of the first answer is around it."""
+        read = event if isinstance(event, _Read) else self._read(event)
+        if read.chunk is None:
+            return Told(event.raw, event, ends=read.ends)
+        try:
+            return self._chunk(read, read.chunk)
+        except NOT_JSON:
+            return Told(event.raw, event)
+
+    def _chunk(self, event: "_Read", chunk: "_Chunk") -> Told:
         usage = usage_in(chunk.usage)
         self._usage = usage or self._usage
-        choices = chunk.choices or []
-        has_reason = any(bytes(choice.finish_reason) != NULL for choice in choices)
-        ends = has_reason or (usage is not None and chunk.choices == [])
+        choices, ends = chunk.choices or [], event.ends
         if not self._is_later and not any("tool_calls" in (choice.delta or {}) for choice in choices):
             self._remember(event.data, chunk)
             shows = [self._choice(choice.index).saw(choice.delta or {}) for choice in choices]
@@ -68,7 +105,7 @@ class ChunkSplice(Splicer):
         fields = parts(event.data)
         self._remember(event.data, chunk)
         raws = each(fields["choices"]) if choices else []
-        cleaned = [self._cleaned(raw, choice) for raw, choice in zip(raws, choices, strict=True)]
+        cleaned = [self._cleaned(*found) for found in zip(raws, choices, event.calls, strict=True)]
         if any(one.lost for one in cleaned) and not any(one.says for one in cleaned) and not ends:
             return Told(event.raw, Event(b""))
         values: dict[str, bytes | None] = {**self._first} if self._is_later and chunk.choices is not None else {}
@@ -88,11 +125,11 @@ class ChunkSplice(Splicer):
     def _choice(self, index: object) -> "_Choice":
         return self._choices.setdefault(index if isinstance(index, int) else 0, _Choice(self._name))
 
-    def _cleaned(self, raw: bytes, choice: "_ChoiceDelta") -> "_Cleaned":
+    def _cleaned(self, raw: bytes, choice: "_ChoiceDelta", calls: "_Calls") -> "_Cleaned":
         if choice.delta is None:
             return _Cleaned(raw)
         delta = parts(raw)["delta"]
-        cleaned = self._choice(choice.index).cleaned(delta)
+        cleaned = self._choice(choice.index).cleaned(delta, calls)
         if cleaned.raw == delta:
             return msgspec.structs.replace(cleaned, raw=raw)
         return msgspec.structs.replace(cleaned, raw=replaced(raw, {"delta": cleaned.raw}))
@@ -154,6 +191,7 @@ class _Choice:
         self._theirs = 0
         self._name = name
         self._calls: dict[int | None, _Call] = {}  # that an index stands for now
+        self._open: list[_Call] = []  # those of which nobody knows yet whose they are
         self._top = -1  # the highest index that went out
         self._has_role = False
         self._text = ""  # the last that was shown
@@ -165,8 +203,18 @@ class _Choice:
 
     def again(self) -> None:
         self.ours = self._theirs = 0
-        self._calls = {}
+        self._calls, self._open = {}, []
         self._is_later, self._is_parted = True, not self._text or self._text[-1].isspace()
+
+    @property
+    def is_open(self) -> bool:
+        return bool(self._open)
+
+    def close(self, is_cut: bool = False) -> None:
+        """No more is to come of any call; what broke off and might be ours is not shown."""
+        for call in self._open:
+            call.is_ours = is_cut or call.name == self._name
+        self._open = []
 
     def saw(self, delta: Mapping[str, Raw]) -> bool:
         """Take note of a delta that goes out as it is; does the client see anything in it?"""
@@ -174,13 +222,13 @@ class _Choice:
         self._text = _words(bytes(delta.get("content", NULL))) or self._text
         return any(key not in UNSEEN and bytes(value) not in EMPTY for key, value in delta.items())
 
-    def cleaned(self, delta: bytes) -> _Cleaned:
+    def cleaned(self, delta: bytes, calls: "_Calls") -> _Cleaned:
         fields = parts(delta)
         values: dict[str, bytes | None] = {}
         if self._is_later and self._has_role and "role" in fields:
             values["role"] = None
         if fields.get("tool_calls", NULL) != NULL:
-            values["tool_calls"] = self._client_calls(fields["tool_calls"])
+            values["tool_calls"] = self._client_calls(fields["tool_calls"], calls)
         if _words(fields.get("content", NULL)) and not self._is_parted and self._is_later:
             values["content"] = _parted(fields["content"])
             self._is_parted = True
@@ -192,45 +240,107 @@ class _Choice:
         says = any(value not in EMPTY for value in kept.values())
         return _Cleaned(raw, shows, says, lost, frames)
 
-    def _client_calls(self, calls: bytes) -> bytes | None:
-        """The calls that are not ours, under indexes of their own; None for none."""
+    def calls_of(self, delta: Mapping[str, Raw]) -> "_Calls":
+        """The calls that a delta's calls belong to; None where they cannot be read."""
+        calls = bytes(delta.get("tool_calls", NULL))
         try:
-            kept = [self._client_call(raw, _CALL.decode(looking(raw))) for raw in each(calls)]
+            return [self._call(_said(raw)) for raw in each(calls)] if calls != NULL else None
         except NOT_JSON:
-            return calls
-        return rearranged(calls, kept) if any(kept) or not kept else None
+            return None
 
-    def _client_call(self, raw: bytes, delta: CallDelta) -> bytes | None:
-        call = self._call(delta)
+    def _call(self, said: "_Said") -> "_Call":
+        """The call a delta belongs to; see `_ChoiceSum._call` in `chunks.py`."""
+        call = self._calls.get(said.index)
+        if call is None or self._is_another(call, said):
+            for before in self._open:  # a name that has not come whole may come whole later
+                if before is call or before.name == self._name:
+                    before.is_ours = before.name == self._name
+            call = self._calls[said.index] = _Call(said.index, said.id)
+            self._open.append(call)
+        call.take(said, self._name)
+        self._open = [one for one in self._open if one.is_ours is None]
+        return call
+
+    def _is_another(self, call: "_Call", said: "_Said") -> bool:
+        """A new id with a name begins a new call. Under one index and one id, a name that is ours and one that is not
+        are two calls, too; but for pieces of a name, which come before the arguments."""
+        if said.name and said.id and call.id and said.id != call.id:
+            return True
+        is_ours = said.name == self._name and not said.is_custom
+        return bool(said.name and call.name and call.has_begun and is_ours != bool(call.is_ours))
+
+    def _client_calls(self, raw: bytes, calls: "_Calls") -> bytes | None:
+        """The calls that are not ours, under indexes of their own; None for none."""
+        if calls is None:
+            return raw
+        kept = [self._client_call(one, call) for one, call in zip(each(raw), calls, strict=True)]
+        return rearranged(raw, kept) if any(kept) or not kept else None
+
+    def _client_call(self, raw: bytes, call: "_Call") -> bytes | None:
+        if not call.is_placed:
+            self._place(call)
         if call.is_ours:
             return None
-        return raw if call.index == delta.index else replaced(raw, {"index": compact(call.index)})
+        return raw if call.place == call.index else replaced(raw, {"index": compact(call.place)})
 
-    def _call(self, delta: CallDelta) -> "_Call":
-        """The call a delta belongs to; see `_ChoiceSum._call` in `chunks.py`. Under one index and one id, a name that
-        is ours and one that is not are two calls, too."""
-        name = (delta.function or delta.custom or FunctionDelta()).name
-        is_ours = delta.custom is None and name == self._name
-        held = self._calls.get(delta.index)
-        if held is None or (name and ((delta.id and held.id and delta.id != held.id) or is_ours != held.is_ours)):
-            held = self._calls[delta.index] = _Call(delta.id, is_ours, self._index(delta.index, is_ours))
-            self.ours, self._theirs = self.ours + is_ours, self._theirs + (not is_ours)
-        held.id = held.id or delta.id
-        return held
-
-    def _index(self, index: int | None, is_ours: bool) -> int | None:
-        """Where a new call stands for the client, who takes indexes for places in an array."""
-        if index is None or is_ours:
-            return index
-        index = self._top + 1 if self._is_later or self.ours else index
-        self._top = max(self._top, index)
-        return index
+    def _place(self, call: "_Call") -> None:
+        """Say where a new call stands for the client, who takes indexes for places in an array."""
+        call.is_placed, call.place = True, call.index
+        if call.is_ours:
+            self.ours += 1
+            return
+        self._theirs += 1
+        if call.index is not None:
+            call.place = self._top + 1 if self._is_later or self.ours else call.index
+            self._top = max(self._top, call.place)
 
 
-class _Call(msgspec.Struct):
+class _Call(msgspec.Struct, eq=False):
+    index: int | None
     id: str | None
-    is_ours: bool
-    index: int | None  # as the client sees it
+    name: str = ""  # as far as it came
+    has_begun: bool = False  # some of its arguments came
+    is_ours: bool | None = None  # None: nobody knows yet
+    is_placed: bool = False
+    place: int | None = None  # its index for the client
+
+    def take(self, said: "_Said", ours: str) -> None:
+        self.id = self.id or said.id
+        self.has_begun = self.has_begun or said.has_arguments
+        if said.name != self.name:  # most send it once, some with each delta, some in pieces
+            self.name += said.name
+        if self.is_ours is None and (said.is_custom or not ours.startswith(self.name)):
+            self.is_ours = False
+        elif self.is_ours is None and self.name == ours and self.has_begun:
+            self.is_ours = True
+
+
+_Calls = list[_Call] | None  # one a delta
+
+
+class _Said(msgspec.Struct, frozen=True):
+    """What a delta says of a call."""
+
+    index: int | None
+    id: str | None
+    name: str
+    has_arguments: bool
+    is_custom: bool
+
+
+def _said(raw: bytes) -> _Said:
+    """A call's delta, however odd.
+
+    Raises:
+        NOT_JSON: it is no object.
+    """
+    delta = _CALL.decode(looking(raw))
+    is_custom = bytes(delta.custom) != NULL
+    tool = bytes(delta.custom if is_custom else delta.function)
+    function = _FUNCTION.decode(tool) if tool.startswith(b"{") else _Function()
+    index = delta.index if isinstance(delta.index, int) and not isinstance(delta.index, bool) else None
+    has_arguments = any(bytes(raw) not in (NULL, b'""') for raw in (function.arguments, function.input))
+    return _Said(index, string(delta.id), string(function.name) or "", has_arguments, is_custom)
 
 
 def _words(content: bytes) -> str:
@@ -300,6 +410,28 @@ class _Chunk(msgspec.Struct):
     usage: Raw = Raw(NULL)
 
 
+class _Read(Event, frozen=True):
+    """An event, and what was read in it."""
+
+    chunk: _Chunk | None = None  # None: it is none
+    calls: Sequence[_Calls] = ()  # one a choice
+    ends: bool = False
+
+
+class _CallDelta(msgspec.Struct):
+    index: object = None
+    id: Raw = Raw(NULL)
+    function: Raw = Raw(NULL)
+    custom: Raw = Raw(NULL)
+
+
+class _Function(msgspec.Struct):
+    name: Raw = Raw(NULL)
+    arguments: Raw = Raw(NULL)
+    input: Raw = Raw(NULL)  # of a custom tool
+
+
 _CHUNK = msgspec.json.Decoder(_Chunk)
 _CHOICE = msgspec.json.Decoder(_ChoiceDelta)
-_CALL = msgspec.json.Decoder(CallDelta)
+_CALL = msgspec.json.Decoder(_CallDelta)
+_FUNCTION = msgspec.json.Decoder(_Function)

@@ -190,8 +190,9 @@ def test_half_an_event_that_names_our_tool_is_not_let_out(dialect):
 ODD = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=2) | st.just(NAME) | st.just([]) | st.just([{}])
 )  # fmt: skip
+PIECES = st.sampled_from(["re", "call"])  # of our tool's name
 CALL = st.fixed_dictionaries(
-    {"function": ODD | st.fixed_dictionaries({"name": ODD})},
+    {"function": ODD | st.fixed_dictionaries({"name": ODD | PIECES}, optional={"arguments": ODD})},
     optional={"index": ODD, "id": ODD, "custom": ODD},
 )
 DELTA = st.fixed_dictionaries(

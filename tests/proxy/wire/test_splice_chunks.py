@@ -36,12 +36,18 @@ def counted(tokens: int) -> Json:
     return {"prompt_tokens": tokens, "completion_tokens": 2, "total_tokens": tokens + 2, **details}
 
 
-def as_openai(id: str, words: Sequence[str], calls: Sequence[Call], tokens: int) -> bytes:
+def as_openai(id: str, words: Sequence[str], calls: Sequence[Call], tokens: int, first: int = 99) -> bytes:
+    """Args:
+    first: so much of a call's name comes with its id, the rest in a delta of its own.
+    """
     out = [chunk(id, {"role": "assistant", "content": "", "refusal": None})]
     out += [chunk(id, {"content": word}) for word in words]
     for n, (call_id, name, arguments) in enumerate(calls):
-        head = {"index": n, "id": call_id, "type": "function", "function": {"name": name, "arguments": ""}}
+        head = {"index": n, "id": call_id, "type": "function", "function": {"arguments": ""}}
+        head["function"] |= {"name": name[:first]} if first else {}
         out.append(chunk(id, {"tool_calls": [head]}))
+        rest = {"index": n, "function": {"name": name[first:]}}
+        out += [chunk(id, {"tool_calls": [rest]})] if name[first:] else []
         out += [
             chunk(id, {"tool_calls": [{"index": n, "function": {"arguments": piece}}]})
             for piece in (arguments[:5], arguments[5:])
@@ -83,6 +89,14 @@ def without_indexes(id: str, words: Sequence[str], calls: Sequence[Call], tokens
     return as_gemini(id, words, calls, tokens, index={})
 
 
+def with_late_names(id: str, words: Sequence[str], calls: Sequence[Call], tokens: int) -> bytes:
+    return as_openai(id, words, calls, tokens, first=0)
+
+
+def with_names_in_pieces(id: str, words: Sequence[str], calls: Sequence[Call], tokens: int) -> bytes:
+    return as_openai(id, words, calls, tokens, first=2)
+
+
 def laid_out(id: str, words: Sequence[str], calls: Sequence[Call], tokens: int) -> bytes:
     """An event over several data lines, CRLF, comments, its kind, no space behind the colon."""
     events = as_openai(id, words, calls, tokens).split(b"\n\n")[:-1]
@@ -96,6 +110,8 @@ PROVIDERS: dict[str, Callable[..., bytes]] = {
     "Ollama": as_ollama,
     "no indexes": without_indexes,
     "laid out": laid_out,
+    "late names": with_late_names,
+    "names in pieces": with_names_in_pieces,
 }
 WAYS = pytest.mark.parametrize("way", PROVIDERS)
 
@@ -188,7 +204,9 @@ def test_the_cuts_do_not_matter(way):
     assert is_the_same_wherever_cut(ChunkSplice, three(way))
 
 
-@pytest.mark.parametrize("way", ["OpenAI", "laid out"])  # of the others the SDK cannot read a single answer
+@pytest.mark.parametrize(
+    "way", ["OpenAI", "laid out", "names in pieces"]
+)  # of the others the SDK cannot read a single answer
 def test_the_sdk_reads_one_answer(way):
     """It adds strings up, roles as well; and it takes indexes for places."""
     answers = [*three(way)[:2], PROVIDERS[way]("third", ["So:"], [OURS, LS, ("o2", NAME, "{}"), CAT], 3000)]
@@ -222,6 +240,10 @@ def test_calls_of_the_client_close_their_ranks(way, calls):
         ]
         if way in ("OpenAI", "laid out"):
             assert found == [0] * 3 + [1] * 2
+        elif way == "late names":
+            assert found == [0] * 4 + [1] * 3
+        elif way == "names in pieces":
+            assert found == [0] * 3 + [1] * 3
         elif way == "Gemini" and calls[2] == OURS and not before:
             assert found == [0, 0]  # as they came: nothing of ours was there yet
         elif way == "no indexes":
@@ -361,6 +383,98 @@ def test_what_has_no_blank_line_behind_it_counts():
     out = bytes_of(ChunkSplice, [first, as_openai("b", ["7"], [], 5)[:-2]], whole)
     assert said(out)[:3] == ("So\n\n7", [], Usage(15, 13, 4))
     assert out.endswith(b"data: [DONE]")
+
+
+# A call of which nobody knows yet whose it is
+
+
+def calling(index: int, name: str | None = None, arguments: Any = None, **more: Any) -> bytes:
+    function = {key: value for key, value in (("name", name), ("arguments", arguments)) if value is not None}
+    return chunk("a", {"tool_calls": [{"index": index, **more, "function": function}]})
+
+
+END = chunk("a", {}, "tool_calls") + b"data: [DONE]\n\n"
+
+
+def test_a_call_waits_until_its_name_cannot_become_ours():
+    splice = ChunkSplice(NAME)
+    parts = [
+        calling(0, arguments="", id="c1", type="function"),
+        chunk("a", {"content": "So."}),
+        calling(0, "re"),
+        b": ping\n\n",
+    ]
+    for part in parts:
+        assert splice.feed(part) == b""
+    assert not splice.showed
+    assert splice.feed(calling(0, "ad")) == b"".join(parts) + calling(0, "ad")
+    assert splice.showed
+    for part in (calling(0, arguments="{"), calling(0, arguments="}"), calling(1, "ls", "{}", id="c2")):
+        assert splice.feed(part) == part
+    assert (splice.feed(END), splice.end()) == (b"", END)
+
+
+@pytest.mark.parametrize(
+    "names", [["re"], ["rec", "all", "er"], ["recall", "er"], ["my_", "recall"], [""], ["read", "recall"], ["x", "x"]]
+)
+def test_a_name_that_is_not_ours_in_the_end_keeps_its_bytes(names):
+    head = calling(0, names[0], "", id="c1", type="function")
+    answer = head + b"".join(calling(0, name) for name in names[1:]) + calling(0, arguments="{}") + END
+    for cut in (whole, by_bytes):
+        assert bytes_of(ChunkSplice, [answer], cut) == answer
+
+
+def test_an_end_lets_a_call_out_whose_name_stops_short():
+    for end in (END, b"data: [DONE]\n\n", chunk("a", None, usage=counted(5))):
+        splice = ChunkSplice(NAME)
+        assert splice.feed(calling(0, "re", "{}", id="c1")) == b""
+        assert splice.feed(end) == calling(0, "re", "{}", id="c1")
+        assert splice.end() == end
+
+
+@pytest.mark.parametrize("name", [NAME, "cat"])
+def test_a_call_behind_one_that_waits_gets_its_index_later(name):
+    answer = calling(0, id="c1") + calling(1, "ls", '{"path":"a"}', id="c2") + calling(0, name, "{}") + END
+    out = bytes_of(ChunkSplice, [answer], whole)
+    if name == NAME:
+        assert said(out)[1] == [("c2", "ls", '{"path":"a"}')]
+        assert out == calling(0, "ls", '{"path":"a"}', id="c2") + END
+    else:
+        assert out == answer
+
+
+def test_a_call_of_ours_without_arguments_holds_nobody_up():
+    splice = ChunkSplice(NAME)
+    assert splice.feed(calling(0, NAME, "", id="o1")) == b""
+    assert splice.feed(calling(1, "ls", "", id="c1")) == calling(0, "ls", "", id="c1")
+    assert splice.end() == b""
+    alone = bytes_of(ChunkSplice, [calling(0, NAME, "", id="o1") + END], whole)
+    assert alone == END.replace(b'"tool_calls"', b'"stop"')
+
+
+@pytest.mark.parametrize("names", [[NAME], ["", NAME], ["rec", "all"], ["rec", "all", "recall"]])
+def test_a_call_of_ours_in_pieces_that_breaks_off_is_not_shown(names):
+    head = calling(0, names[0], id="o1", type="function")
+    answer = head + b"".join(calling(0, name) for name in names[1:]) + calling(0, arguments="{}") + END
+    before = chunk("a", {"role": "assistant", "content": "Let me look."})
+    for place in range(len(answer)):
+        splice = ChunkSplice(NAME)
+        out = splice.feed(before + answer[:place])
+        out += splice.cut()
+        assert (out.startswith(before), said(out)[1]) == (True, [])
+        if place > len(head):
+            assert out == before
+
+
+def test_arguments_that_are_an_object_do_not_make_our_call_the_clients():
+    answer = calling(0, NAME, {"query": "é"}, id="o1") + calling(1, "ls", {"path": "a"}, id="c1") + END
+    out = bytes_of(ChunkSplice, [answer], whole)
+    assert out == calling(0, "ls", {"path": "a"}, id="c1") + END
+    (message,) = accumulate([answer]).messages
+    assert [(call.id, call.name, json.loads(call.arguments)) for call in message.calls] == [
+        ("o1", NAME, {"query": "é"}),
+        ("c1", "ls", {"path": "a"}),
+    ]
 
 
 # A cut
