@@ -9,7 +9,7 @@ from memory.messages import ChatRequest, Message, first_turn
 from memory.types import Aside, Block, Form, Frozen, Part, Placement
 
 # Why a message stands in a prompt: it has come since the rollover, comes back, or was said between the model and us.
-NEW, REINJECTED, ASIDE = "new", "re-injected", "recall"
+NEW, REINJECTED, ASIDE, KEPT_ASIDE = "new", "re-injected", "recall", "recall, most recent"
 
 
 class Counted(msgspec.Struct, frozen=True):
@@ -105,7 +105,8 @@ def verbatim(
         aside = counted.asides.get(position)
         if aside is not None:
             for said, tokens in zip(aside.messages, aside.tokens, strict=True):
-                yield Piece(said, Placement(position, position, Form.FULL, tokens, ASIDE))
+                stays = KEPT_ASIDE if why != NEW else ASIDE
+                yield Piece(said, Placement(position, position, Form.FULL, tokens, stays))
             if aside.whole:
                 continue
         raw = counted.line.messages[position].raw

@@ -10,12 +10,23 @@ V = TypeVar("V")
 
 
 class Bounded(Generic[K, V]):
-    """Least recently used goes first. `weigh` gives an entry's size in whatever unit `most` is."""
+    """Least recently used goes first.
 
-    def __init__(self, most: int, weigh: Callable[[V], int] = lambda value: 1) -> None:
+    Args:
+        most: of all entries together, in whatever unit `weigh` gives of one.
+        evicted: is told what went for lack of room.
+    """
+
+    def __init__(
+        self,
+        most: int,
+        weigh: Callable[[V], int] = lambda value: 1,
+        evicted: Callable[[K, V], None] = lambda key, value: None,
+    ) -> None:
         self._entries: OrderedDict[K, V] = OrderedDict()
         self._most = most
         self._weigh = weigh
+        self._evicted = evicted
         self._weight = 0
         self._lock = Lock()  # folding runs in threads
 
@@ -37,8 +48,9 @@ class Bounded(Generic[K, V]):
             self._weight += self._weigh(value) - (self._weigh(old) if old is not None else 0)
             self._entries[key] = value
             while self._weight > self._most and len(self._entries) > 1:
-                _, gone = self._entries.popitem(last=False)
+                name, gone = self._entries.popitem(last=False)
                 self._weight -= self._weigh(gone)
+                self._evicted(name, gone)
 
     def drop(self, key: K) -> None:
         with self._lock:

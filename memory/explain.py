@@ -5,7 +5,7 @@ Values stay as they are; msgspec writes them, and only when the turn is recorded
 
 from collections.abc import Mapping, Sequence
 
-from memory.assemble import ASIDE, Piece
+from memory.assemble import ASIDE, KEPT_ASIDE, REINJECTED, Piece
 from memory.fold import Standing
 from memory.types import Block, Frozen
 
@@ -57,4 +57,4 @@ def told_block(block: Block) -> dict[str, object]:
 def is_ours(piece: Piece) -> bool:
     """Text that stands in no message of the client: digests, shortened results, blocks, recalls."""
     placement = piece.placement
-    return placement.why in ("re-injected", "database away", ASIDE) or placement.form != "full"
+    return placement.why in (REINJECTED, "database away", ASIDE, KEPT_ASIDE) or placement.form != "full"

@@ -1,7 +1,7 @@
 """What we hold of lines and hang on their nodes: in the database, and in this process as far as it has seen it."""
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from memory.bounded import Bounded
 from memory.errors import StoreError
@@ -17,7 +17,16 @@ T = TypeVar("T")
 
 FOLDS_BYTES = 16 * 1024 * 1024  # of frozen prompts, of blocks, and of asides, that this process remembers
 
+LINES = 10_000  # that are remembered to be incomplete
+
 Whose = tuple[bytes, bytes]  # a tenant, and a node of its own
+
+
+class Hung(NamedTuple, Generic[T]):
+    """What hangs on a node of a line."""
+
+    line: bytes  # its first node
+    what: T
 
 
 class KnownLines:
@@ -26,8 +35,9 @@ class KnownLines:
         self._recorder = recorder
         self._held = held
         self._frozen: Bounded[Whose, Frozen] = Bounded(FOLDS_BYTES, frozen_bytes)
-        self._blocks: Bounded[Whose, Block] = Bounded(FOLDS_BYTES, lambda block: 500 + len(block.kept + block.filled))
-        self._asides: Bounded[Whose, Aside] = Bounded(FOLDS_BYTES, aside_bytes)
+        self._blocks: Bounded[Whose, Hung[Block]] = Bounded(FOLDS_BYTES, lambda h: block_bytes(h.what), self._lost)
+        self._asides: Bounded[Whose, Hung[Aside]] = Bounded(FOLDS_BYTES, lambda h: aside_bytes(h.what), self._lost)
+        self._incomplete: Bounded[Whose, bool] = Bounded(LINES)  # lines of which something went, by their first node
 
     def frozen(self, tenant: bytes, path: Line) -> list[tuple[bytes, Frozen]]:
         """Frozen prompts of a line that this process holds, with their nodes, newest first."""
@@ -40,11 +50,11 @@ class KnownLines:
         it holds but the prompt, it asks what hangs on the line from there on.
         """
         held = tuple(self.frozen(tenant, path))
-        blocks = tuple(block for _, block in among(self._blocks, tenant, path.nodes)) if held else ()
-        asides = tuple(among(self._asides, tenant, path.nodes)) if held else ()
+        blocks = tuple(hung.what for _, hung in among(self._blocks, tenant, path.nodes)) if held else ()
+        asides = tuple((node, hung.what) for node, hung in among(self._asides, tenant, path.nodes)) if held else ()
         age = self._recorder.age(path)
         before = usable(path, [frozen for _, frozen in held], dialect)
-        if age is not None and before:
+        if age is not None and before and (tenant, path.nodes[0]) not in self._incomplete:
             return LineState(path.fresh, age_seconds=age, frozen=held, blocks=blocks, asides=asides), None
         begin = next((path.nodes.index(node) for node, frozen in held if frozen is before), 0)
         try:
@@ -62,10 +72,15 @@ class KnownLines:
             return
         for node, frozen in state.frozen:
             self._frozen.put((tenant, node), frozen)
+        self._incomplete.drop((tenant, path.nodes[0]))
         for block in state.blocks:
-            self._blocks.put((tenant, path.nodes[block.asked - 1]), block)
+            self._blocks.put((tenant, path.nodes[block.asked - 1]), Hung(path.nodes[0], block))
         for node, aside in state.asides:
-            self._asides.put((tenant, node), aside)
+            self._asides.put((tenant, node), Hung(path.nodes[0], aside))
+
+    def _lost(self, key: Whose, gone: "Hung[Any]") -> None:
+        """What this process holds of a line is not all there is any more."""
+        self._incomplete.put((key[0], gone.line), True)
 
     def remember(
         self, tenant: bytes, path: Line, state: LineState, frozen: Frozen | None, block: Block | None, held: Known
@@ -83,13 +98,14 @@ class KnownLines:
         if block:
             rows.append(FoldRow(path.tip, "block", len(path) - 1, pack(block)))
             if keeps:
-                self._blocks.put((tenant, path.tip), block)
+                self._blocks.put((tenant, path.tip), Hung(path.nodes[0], block))
         return tuple(rows)
 
     def remember_aside(self, tenant: bytes, path: Line, node: bytes, aside: Aside, held: Known | None) -> FoldRow:
         """The row to write for what was said before the answer at a node."""
-        if held is not None and self._held.is_current(tenant, held):
-            self._asides.put((tenant, node), aside)
+        is_first = (tenant, node) not in self._asides  # as in the database, where the first stays
+        if held is not None and is_first and self._held.is_current(tenant, held):
+            self._asides.put((tenant, node), Hung(path.nodes[0], aside))
         return FoldRow(node, "aside", len(path), pack(aside))
 
     def forget(self, tenant: bytes | None) -> None:
@@ -127,6 +143,10 @@ def with_held(
 def frozen_bytes(frozen: Frozen) -> int:
     asides = sum(aside_bytes(aside) for _, aside in frozen.asides)
     return 500 + asides + 300 * len(frozen.stretches) + sum(len(part.raw or b"") + 200 for part in frozen.parts)
+
+
+def block_bytes(block: Block) -> int:
+    return 500 + len(block.kept + block.filled)
 
 
 def aside_bytes(aside: Aside) -> int:

@@ -43,7 +43,7 @@ from memory.models import RELATIVE_PRICES, ModelTable
 from memory.plan import Rollover, Writer, roll
 from memory.prepared import Caller, Dialect, Offer, Prepared, Seen, bill
 from memory.prompts import RECALL, RECALL_TAKES, RECALL_USE, digest_text, session_nonce, shortened_text
-from memory.recall import Recall, Recalled
+from memory.recall import UNANSWERED, Recall, Recalled
 from memory.recorder import Ended, Kept, Opening, Recorder
 from memory.reinject import Search, reinject
 from memory.seal import without_sealed
@@ -84,7 +84,6 @@ class MemoryManager:
     ) -> None:
         """`is_hearing`: whether `heard` is called as soon as another process isolates something."""
         self._settings = settings
-        self._offers = settings.recall_tool == "auto"
         self._pool = pool
         self._recorder = recorder
         self._counter = counter
@@ -96,6 +95,7 @@ class MemoryManager:
         self._lines: Bounded[bytes, Seen] = Bounded(LINES_BYTES, lambda seen: seen.size)  # by their first node
         # provider's tokens by ours, of model and upstream
         self._factors: Bounded[tuple[str, str], float] = Bounded(1_000)
+        self._withheld: Bounded[tuple[str, str], bool] = Bounded(1_000)  # models and upstreams that refuse our tool
         self._held = Held(pool, self.forget, is_hearing)
         self._known = KnownLines(pool, recorder, self._held)
         self._terms: Bounded[Whose, Terms] = Bounded(600_000, lambda found: len(found.counts) + 8)  # by digest
@@ -304,7 +304,7 @@ class MemoryManager:
         messages, stable = tuple(piece.raw for piece in pieces), stable_pieces(pieces)
         forwarded = counted.fixed + sum(piece.placement.tokens for piece in pieces)
         can_ask = forwarded + counted.tool_tokens + ASKING_TOKENS <= now.budget.limit
-        body, offers = self._written(counted.asked, messages, stable, dialect, can_ask)
+        body, offers = self._written(counted.asked, messages, stable, dialect, can_ask and counted.tool_tokens > 0)
         forwarded += counted.tool_tokens if offers else 0
         share = int(min(self._settings.recall.max_share, RECALL_SHARE) * now.budget.window)
         direct, ours = saved_input(before, forwarded, why is not None, written_anew(now, stood, block))
@@ -377,19 +377,36 @@ class MemoryManager:
     # The recall tool: it stands in folded requests, and what the model asks of it is answered here.
 
     def _written(
-        self, asked: ChatRequest, messages: Sequence[bytes], stable: int, dialect: Dialect, can_ask: bool = True
+        self, asked: ChatRequest, messages: Sequence[bytes], stable: int, dialect: Dialect, can_ask: bool
     ) -> tuple[bytes, bool]:
         """The body to forward, and whether our tool stands in it."""
         body = dialect.render(asked, messages, stable)
-        offering = dialect.with_tool(body, RECALL, tool_json(dialect)) if self._offers and can_ask else None
+        offering = dialect.with_tool(body, RECALL, tool_json(dialect)) if can_ask else None
         return (body, False) if offering is None else (offering, True)
 
     def _tool_tokens(self, wire: Prepared, dialect: Dialect) -> int:
-        return self._counter.schemas((b"[" + tool_json(dialect) + b"]",), wire.model.encoding) if self._offers else 0
+        """Of our tool; 0 where it does not stand."""
+        if self._settings.recall_tool == "off" or (wire.asked.model, wire.caller.upstream) in self._withheld:
+            return 0
+        return self._counter.schemas((b"[" + tool_json(dialect) + b"]",), wire.model.encoding)
+
+    def without_tool(self, prepared: Prepared, dialect: Dialect) -> Prepared:
+        """The same request without our tool: not every model takes tools, or takes them beside a JSON schema."""
+        assert prepared.offer is not None
+        body = dialect.render(prepared.asked, prepared.offer.messages, prepared.offer.stable)
+        tokens = (prepared.forwarded_tokens or 0) - self._tool_tokens(prepared, dialect)
+        return replace(prepared, body=body, offer=None, forwarded_tokens=tokens, attempt=attempt_id())
+
+    def withhold(self, prepared: Prepared) -> None:
+        """A model was refused with our tool and answered without: it gets it no more, as long as this process runs."""
+        self._withheld.put((prepared.asked.model, prepared.caller.upstream), True)
 
     async def recall(self, prepared: Prepared, arguments: str, room: int) -> Recalled:
-        """What a call of our tool brings back, in at most about so many tokens."""
+        """What a call of our tool brings back, in at most about so many tokens; nothing that was isolated since."""
         assert prepared.offer is not None
+        now = await self._held.of(prepared.caller.tenant)
+        if prepared.held is None or now.number != prepared.held.number:
+            return UNANSWERED
         return await self._recall.answer(prepared.caller, prepared.offer, arguments, room)
 
     def room_to_recall(self, prepared: Prepared, said: bytes, calls: int, dialect: Dialect) -> int:
@@ -409,7 +426,7 @@ class MemoryManager:
         if tokens > offer.room:
             return None
         messages = (*offer.messages, *more)
-        body, _ = self._written(prepared.asked, messages, offer.stable, dialect)
+        body, _ = self._written(prepared.asked, messages, offer.stable, dialect, can_ask=True)
         body = body if may_call else dialect.without_calls(body)
         offer = replace(offer, messages=messages, room=offer.room - tokens)
         return replace(prepared, body=body, offer=offer, forwarded_tokens=(prepared.forwarded_tokens or 0) + tokens)
@@ -477,4 +494,7 @@ def tool_json(dialect: Dialect) -> bytes:
 
 def at_positions(path: Line, asides: Sequence[tuple[bytes, Aside]]) -> dict[int, Aside]:
     """By the positions of their answers."""
-    return {path.nodes.index(node): aside for node, aside in asides if node in path.nodes}
+    if not asides:
+        return {}
+    positions = {node: i for i, node in enumerate(path.nodes)}
+    return {positions[node]: aside for node, aside in asides if node in positions}

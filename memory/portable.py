@@ -350,7 +350,7 @@ class Kind(msgspec.Struct):
     kind: str
 
 
-IGNORED = ("turn", "summary", "block", "quarantine")
+IGNORED = ("turn", "summary", "block", "aside", "quarantine")
 
 
 def aware(moment: datetime) -> datetime:

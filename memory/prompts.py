@@ -47,6 +47,8 @@ RECALL_TAKES: Mapping[str, object] = {
         "query": {"type": "string", "description": "what to look for, in the words it was probably said in"},
     },
 }
+ONLY_BEGINNING = "(Only its beginning fits. For the rest, ask by a query that says what you look for in it.)"
+TOO_MANY_RECALLS = "That are too many recalls at once. Ask for this one again."
 NO_MORE_RECALLS = "There are no more recalls for this answer. Answer now, with what you have."
 LAST_RECALL = "\n(That was the last recall for this answer: go on with what you have.)"
 

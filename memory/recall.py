@@ -17,17 +17,17 @@ from memory.bring import Bring, noted
 from memory.identify import message_hint
 from memory.plan import MESSAGE_TOKENS
 from memory.prepared import Caller, Offer
-from memory.prompts import RECALL, Noted, block_text, missing_text
-from memory.reinject import Search, cost, fitting, left, named, quoted, relevant, spans_by_hint
+from memory.prompts import ONLY_BEGINNING, RECALL, Noted, block_text, missing_text
+from memory.reinject import BEST, Search, cost, fitting, left, named, quoted, relevant, spans_by_hint
 from memory.search import Quote as ItemQuote
 from memory.similar import Similar
 from memory.types import Quote
 
 ID = re.compile(r"(?:\[#|#)?([a-z2-7]{8})\]?")
+MOST_ASKED_CHARS = 200  # that a record and a refusal tell of what was asked
 LEAST_TOKENS = 160  # with less room than that nothing is brought back
 TOKENS_AN_ID = 150  # of the room, for each id that is told of what does not fit
 NOTES_SHARE = 4  # of the room: stored items have one part at most
-ROUNDS = 2  # what quoting costs is estimated from above, so what is left is given out once more
 
 
 class Recalled(msgspec.Struct, frozen=True):
@@ -36,6 +36,9 @@ class Recalled(msgspec.Struct, frozen=True):
     asked: str  # the id or the query; "" where the call said neither
     text: str  # that the model reads
     found: bool
+
+
+UNANSWERED = Recalled("", "The memory cannot be asked just now. Go on without it.", found=False)
 
 
 class Wanted(msgspec.Struct):
@@ -55,7 +58,7 @@ class Recall:
         wanted = read(arguments)
         if isinstance(wanted, str):
             return Recalled("", wanted, found=False)
-        asked = wanted.id or wanted.query or ""
+        asked = (wanted.id or wanted.query or "")[:MOST_ASKED_CHARS]
         if room < LEAST_TOKENS:
             return Recalled(asked, "There is no room left in the context window for that. Go on without it.", False)
         named_by = ID.fullmatch(wanted.id.strip().lower()) if wanted.id else None
@@ -80,8 +83,9 @@ class Recall:
         asking = replace(search, query=query, similar=similar, quoted=frozenset(), notes=notes)
         text = await asyncio.to_thread(relevant_text, asking, room)
         if text is None:
-            return Recalled(query, "Nothing earlier says anything of that. Try other words.", found=False)
-        return Recalled(query, text, found=True)
+            nothing = "Nothing earlier says anything of that. Try other words."
+            return Recalled(query[:MOST_ASKED_CHARS], nothing, found=False)
+        return Recalled(query[:MOST_ASKED_CHARS], text, found=True)
 
     async def _notes(
         self, caller: Caller, search: Search, words: str, room: int, hints: Sequence[str]
@@ -107,12 +111,14 @@ def passage(search: Search, span: range, room: int) -> str:
     """The messages that an id names, as far as they fit."""
     frame = search.count(block_text(search.nonce, ())) + MESSAGE_TOKENS
     most = max(1, room // TOKENS_AN_ID)
-    note = search.count(missing_text(["a2b3c4d5"] * len(span), len(span), most)) if len(span) > 1 else 0
+    note = search.count(missing_text(["a2b3c4d5"] * len(span), len(span), most))
     quotes = fitting(search, span, room - frame - note, "named")
     text = block_text(search.nonce, [quoted(search, quote) for quote in quotes])
     whole = {quote.position for quote in quotes if quote.stop is None}
     missing = [message_hint(search.line.nodes[i]) for i in span if i not in whole]
-    return f"{text}\n{missing_text(missing, len(span), most)}" if missing else text
+    if not missing:
+        return text
+    return f"{text}\n{ONLY_BEGINNING if len(span) == 1 else missing_text(missing, len(span), most)}"
 
 
 def relevant_text(search: Search, room: int) -> str | None:
@@ -120,8 +126,8 @@ def relevant_text(search: Search, room: int) -> str | None:
     gone = displaced(search.frozen)
     quotes: tuple[Quote, ...] = ()
     free = room - search.count(block_text(search.nonce, (), search.notes)) - MESSAGE_TOKENS
-    for _ in range(ROUNDS):
-        found = relevant(search, left(gone, quotes), free - cost(quotes), rank.LEAST_SHARE)
+    for least_share in (BEST, rank.LEAST_SHARE):  # a long message that answers best must not lose to short neighbours
+        found = relevant(search, left(gone, quotes), free - cost(quotes), least_share)
         quotes = tuple(sorted((*quotes, *found), key=lambda quote: quote.position))
     if not quotes and not search.notes:
         return None

@@ -202,12 +202,12 @@ async def test_who_isolates_nothing_does_not_wait_for_the_database_again(proxy, 
 
 async def test_what_one_tenant_isolates_leaves_what_was_made_for_another(proxy, quarantine, owner, history):
     await asyncio.to_thread(talk, proxy, [*history, user("What is the canary's word?")])
-    memory, made = proxy.parts.memory, set(proxy.parts.memory._frozen._entries)
+    memory, made = proxy.parts.memory, set(proxy.parts.memory._known._frozen._entries)
     assert {tenant for tenant, _ in made} == {await tenant_of(owner)}
     memory.heard(TENANT, "quarantine", "")
-    assert set(memory._frozen._entries) == made
+    assert set(memory._known._frozen._entries) == made
     memory.heard(await tenant_of(owner), "quarantine", "")
-    assert not memory._frozen._entries
+    assert not memory._known._frozen._entries
 
 
 async def test_a_message_on_its_way_while_its_text_is_isolated_is_sealed_when_it_comes(pool, tmp_path):
@@ -259,7 +259,7 @@ async def test_what_a_process_remembers_of_a_plan_that_was_overtaken_is_not_used
         pool, spool, history, while_planning=lambda manager: manager.heard(None, "again", "")
     )
     assert prepared.folds
-    assert len(manager._frozen) == len(manager._blocks) == 0
+    assert len(manager._known._frozen) == len(manager._known._blocks) == 0
     spool.close()
 
 
@@ -342,7 +342,7 @@ async def test_an_error_with_a_nul_is_redacted_before_and_after(pool, tmp_path, 
     said = {"error": f"\0 {CANARY}", "finish_reasons": ["\0"], "status": 500}
     for record in ({}, {"n": 1}):  # recorded before the text is isolated, and planned before and recorded after
         manager, prepared = await planned(pool, spool, [user(f"My word: {CANARY}.")])
-        prepared = replace(prepared, held=0)
+        prepared = replace(prepared, held=Known())
         if record:
             await Quarantine(pool, Counter(), Hands(), Settings()).isolate(HOME, CANARY, "message", "odd")
         assert await manager.record(prepared, None, Ended("failed", (), {**said, **record})) is Kept.COMMITTED
@@ -366,7 +366,7 @@ async def test_no_page_tells_it(proxy, provider, owner, history):
             assert client.post("items/add", json={"content_type": "note", **more}).status_code == 200
         isolated = client.post("quarantine", json={"content": CANARY, "context_type": "word", "reason": "odd"})
         thread = isolated.json()["thread_id"]
-        await until(lambda: not proxy.parts.memory._frozen._weight)  # the process has heard of it
+        await until(lambda: not proxy.parts.memory._known._frozen._weight)  # the process has heard of it
 
         told = {path: client.get(path.format(turn=headers["x-infold-turn"])) for path in PAGES}
         told |= {name: client.post(f"tools/{name}", json=arguments) for name, arguments in TOOLS.items()}

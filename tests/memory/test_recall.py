@@ -127,6 +127,23 @@ def test_an_id_of_another_shape_does_not_stand_in_the_way_of_a_query():
     assert FACT["content"] in ask(folded(), id="first", query="when does the otter pool open?").text
 
 
+def test_a_message_that_is_too_long_is_told_to_the_end_by_a_query_alone():
+    long = " ".join(f"entry {n} of the ledger" for n in range(900)) + " the otter pool opens at 6:45"
+    search = search_of(talk(user(long), assistant("Fine.")))
+    hint = message_hint(search.line.nodes[0])
+    recalled = ask(search, room=400, id=hint)
+    assert "Only its beginning fits" in recalled.text
+    assert hint not in recalled.text.rpartition("\n(")[2]
+    assert count(recalled.text) <= 400
+    assert "6:45" in ask(search, room=400, query="when does the otter pool open?").text
+
+
+def test_what_was_asked_is_told_in_short():
+    for recalled in (ask(folded(), id="a" * 20_000), ask(folded(), query="otter " * 4_000)):
+        assert len(recalled.asked) <= 200
+    assert count(ask(folded(), id="b" * 20_000).text) < 200
+
+
 def test_without_room_it_says_so():
     recalled = ask(folded(), room=LEAST_TOKENS - 1, query="when does the otter pool open?")
     assert not recalled.found
