@@ -104,7 +104,7 @@ def answer_for(headers: Headers, dialect: Dialect) -> Answer:
 
 
 def is_stream(headers: Headers) -> bool:
-    return (header(headers, b"content-type") or "").startswith("text/event-stream")
+    return (header(headers, b"content-type") or "").lower().startswith("text/event-stream")
 
 
 def header(headers: Headers, name: bytes) -> str | None:

@@ -15,7 +15,7 @@ from memory.identify import place
 from memory.manager import MemoryManager
 from memory.nouns import utc_now
 from memory.prepared import Caller, Prepared
-from memory.recall import Recalled
+from memory.recall import UNANSWERED, Recalled
 from memory.recorder import Ended, Kept, Opening, Recorder
 from memory.store.pool import Pool
 from memory.told import Overflow, overflow_in_error
@@ -43,7 +43,7 @@ T = TypeVar("T")
 OFF = frozenset((b"off", b"false", b"no", b"0"))  # privacy does not hang on a spelling
 LARGE_BYTES = 256 * 1024  # from here on a body is parsed in a thread, so that it stalls nobody
 LOOK_AFTER_SECONDS = 0.05  # a turn was recorded, so that its last bytes are gone before
-UNANSWERED = Recalled("", "The memory cannot be asked just now. Go on without it.", found=False)
+UNTAKEN = frozenset((400, 422))  # what a provider says to a tool that it does not take
 ERROR_BYTES = 64 * 1024  # of a refusal are read to see whether the prompt was too long
 
 
@@ -216,6 +216,7 @@ class Conversation:
         self._started = started
         self._first_byte: float | None = None
         self._recalling: Recalling | None = None  # where the model may ask the memory
+        self._is_bare = False  # it was refused with our tool
         self._is_reported = False
 
     async def run(self, prepared: Prepared, may_retry: bool = True) -> None:
@@ -226,7 +227,8 @@ class Conversation:
             async with self._send(prepared) as reply:
                 again = await self._again(prepared, reply, may_retry) if reply.status >= 400 else None
                 if not isinstance(again, Again):
-                    return await self._relay(prepared, opening, await self._heard(prepared, reply), refusal=again)
+                    answering = await self._heard(prepared, opening, reply)
+                    return await self._relay(prepared, opening, answering, refusal=again)
         except ProxyError as error:
             if self._first_byte is not None or isinstance(error, ClientGone):
                 raise
@@ -251,13 +253,20 @@ class Conversation:
             headers = [(name, b"identity" if name == b"accept-encoding" else value) for name, value in headers]
         return way.upstream.send(self._exchange.method, self._exchange.path, way.query, headers, body)
 
-    async def _heard(self, prepared: Prepared, reply: Reply) -> Reply | Recalling:
+    async def _heard(self, prepared: Prepared, opening: Opening | None, reply: Reply) -> Reply | Recalling:
         """The answer as the client will see it."""
+        self._recalling = None
+        if prepared.offer is None and self._is_bare and reply.status < 400:
+            self._parts.memory.withhold(prepared)
         if prepared.offer is None or reply.status >= 400:
             return reply
         ways = Ways(self._recall, self._send)
         self._recalling = Recalling(self._parts.memory, prepared, self._dialect, reply, ways)
-        await self._recalling.settle()
+        try:
+            await self._recalling.settle()
+        except asyncio.CancelledError:  # the client left
+            self._parts.later(self._record(prepared, opening, "partial", Heard, reply.status))
+            raise
         return self._recalling
 
     async def _recall(self, prepared: Prepared, arguments: str, room: int) -> Recalled:
@@ -274,7 +283,12 @@ class Conversation:
             elsewhere = await self._elsewhere(prepared, f"the upstream answered {reply.status}", reply.status)
             if elsewhere is not None:
                 return elsewhere
-        return await self._shorter(prepared, reply) if may_retry else None
+        shorter = await self._shorter(prepared, reply) if may_retry else None
+        if isinstance(shorter, Again) or prepared.offer is None or reply.status not in UNTAKEN:
+            return shorter
+        self._is_bare = True
+        bare = self._parts.memory.without_tool(prepared, self._dialect.writing)
+        return Again(bare, self._way, "refused, perhaps for our tool", reply.status, may_retry=False)
 
     async def _elsewhere(self, prepared: Prepared, reason: str, status: int | None) -> Again | None:
         """The request for the fallback of its upstream, planned anew: another model has another window."""
@@ -366,7 +380,7 @@ class Conversation:
         told = heard.error.encode("utf-8", "replace") if heard.error and code is not None and code < 400 else b""
         overflow = overflow_in_error(400, told)
         if overflow is not None:
-            learn(self._parts, prepared, overflow)
+            learn(self._parts, self._recalling.latest if self._recalling else prepared, overflow)
         return heard
 
     async def _close(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> None:
@@ -397,18 +411,19 @@ class Conversation:
         now = time.perf_counter()
         heard = await fail_open(self._parts, self._hear(prepared, said, code), Heard())
         aside = await fail_open(self._parts, self._aside(), None) if status == "answered" else None
+        usage = heard.usage or (self._recalling.usage if self._recalling is not None else None)
         ended = Ended(
             status=status,
             aside=aside,
             answers=heard.messages,
-            usage=heard.usage,
+            usage=usage,
             record={
                 "status_code": code,
                 "upstream": self._way.name,
                 "model": prepared.asked.model,
                 "fallback": self._way.instead,
                 "error": heard.error,
-                "usage": heard.usage,
+                "usage": usage,
                 "finish_reasons": heard.finish_reasons,
                 "recalls": self._recalling.recalls if self._recalling is not None else None,
                 "truncated": heard.truncated,

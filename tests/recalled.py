@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import anthropic
+import httpx
 import openai
 
 from tests import proxied, responses, spoken_to
@@ -481,3 +482,9 @@ def span_with(text: str, position: int) -> str | None:
         if int(first) <= position + 1 <= int(last or first):
             return str(id)
     return None
+
+
+def received(reply: httpx.Response, came: bytearray) -> None:
+    """Read a body; what came of one that breaks off is there as well."""
+    for chunk in reply.iter_raw():
+        came += chunk
