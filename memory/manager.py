@@ -95,7 +95,7 @@ class MemoryManager:
         self._lines: Bounded[bytes, Seen] = Bounded(LINES_BYTES, lambda seen: seen.size)  # by their first node
         # provider's tokens by ours, of model and upstream
         self._factors: Bounded[tuple[str, str], float] = Bounded(1_000)
-        self._withheld: Bounded[tuple[str, str], bool] = Bounded(1_000)  # models and upstreams that refuse our tool
+        self._withheld: Bounded[tuple[bytes, str, str], bool] = Bounded(1_000)  # where our tool is refused
         self._held = Held(pool, self.forget, is_hearing)
         self._known = KnownLines(pool, recorder, self._held)
         self._terms: Bounded[Whose, Terms] = Bounded(600_000, lambda found: len(found.counts) + 8)  # by digest
@@ -386,7 +386,7 @@ class MemoryManager:
 
     def _tool_tokens(self, wire: Prepared, dialect: Dialect) -> int:
         """Of our tool; 0 where it does not stand."""
-        if self._settings.recall_tool == "off" or (wire.asked.model, wire.caller.upstream) in self._withheld:
+        if self._settings.recall_tool == "off" or whose_model(wire) in self._withheld:
             return 0
         return self._counter.schemas((b"[" + tool_json(dialect) + b"]",), wire.model.encoding)
 
@@ -399,7 +399,7 @@ class MemoryManager:
 
     def withhold(self, prepared: Prepared) -> None:
         """A model was refused with our tool and answered without: it gets it no more, as long as this process runs."""
-        self._withheld.put((prepared.asked.model, prepared.caller.upstream), True)
+        self._withheld.put(whose_model(prepared), True)
 
     async def recall(self, prepared: Prepared, arguments: str, room: int) -> Recalled:
         """What a call of our tool brings back, in at most about so many tokens; nothing that was isolated since."""
@@ -486,6 +486,10 @@ def writer(dialect: Dialect) -> Writer:
         read=dialect.message_of,
         shortened=shortened_text,
     )
+
+
+def whose_model(prepared: Prepared) -> tuple[bytes, str, str]:
+    return prepared.caller.tenant, prepared.asked.model, prepared.caller.upstream
 
 
 def tool_json(dialect: Dialect) -> bytes:

@@ -258,6 +258,7 @@ class Conversation:
         self._recalling = None
         if prepared.offer is None and self._is_bare and reply.status < 400:
             self._parts.memory.withhold(prepared)
+            log.warning("this model gets no recall tool any more", model=prepared.asked.model, upstream=self._way.name)
         if prepared.offer is None or reply.status >= 400:
             return reply
         ways = Ways(self._recall, self._send)
@@ -467,7 +468,8 @@ class Conversation:
 
 
 def status_of(reply: Reply | Recalling) -> str:
-    return "answered" if reply.status < 400 else "failed"
+    is_broken = isinstance(reply, Recalling) and reply.is_broken
+    return "answered" if reply.status < 400 and not is_broken else "failed"
 
 
 def has_no_body(method: str, reply: Reply | Recalling) -> bool:

@@ -80,6 +80,7 @@ class Recalling:
         self.recalls: list[Recall] = []
         self.latest = prepared  # the request that was sent last
         self.usage: Usage | None = None  # of all answers that told one
+        self.is_broken = False  # a stream ended with a refusal
         self._memory = memory
         self._prepared = prepared
         self._dialect = dialect
@@ -158,12 +159,14 @@ class Recalling:
         try:
             async with self._answer_to(following, now) as (reply, now):
                 if reply.status >= 400:
+                    self.is_broken = True
                     yield splice.failed((await whole(reply)).body)
                     return
                 async with aclosing(self._stream(reply, now, splice)) as rest:
                     async for ready in rest:
                         yield ready
         except Unreachable as error:
+            self.is_broken = True
             yield splice.failed(error_body(error, self._dialect.errors)[1])
 
     async def _plain(self, reply: Reply, now: Next) -> None:
@@ -193,12 +196,15 @@ class Recalling:
     async def _following(self, said: Said, now: Next) -> Next | None:
         """The request that follows an answer, because all that it calls is our tool; None: it was the last."""
         calls, message = said.asks, said.message
-        if message is None or not calls or now.number > MOST_ROUNDS:
+        if message is None or not calls or now.prepared.offer is None:
             return None
         if len(calls) < len(message.calls):
             self._hidden += await self._answered(message, calls, Next(now.prepared, 0))
             self._whole = True
             return None
+        if now.number > MOST_ROUNDS:  # it was to answer in words: not every server heeds that
+            self._hidden.clear()
+            return Next(self._memory.without_tool(self._prepared, self._dialect.writing), now.number + 1)
         more, writing = await self._answered(message, calls, now), self._dialect.writing
         following = self._memory.go_on(now.prepared, more, writing, may_call=now.number < MOST_ROUNDS)
         if following is None:
@@ -217,7 +223,7 @@ class Recalling:
         known = self._hidden_in(before)
         self.latest = following.prepared
         async with self._ways.send(following.prepared) as reply:
-            if reply.status not in NOT_TAKEN or self._hidden_in(following) == known:
+            if reply.status not in NOT_TAKEN or self._hidden_in(following) <= known:
                 yield reply, following
                 return
         del self._hidden[known:]

@@ -15,10 +15,10 @@ from memory.messages import SYSTEM_ROLES, ChatRequest, first_turn
 from memory.types import Usage
 from proxy.wire.content import NOT_JSON, NULL, message_of, string
 from proxy.wire.marks import marked, without_marks
-from proxy.wire.openai import Completion, natural
+from proxy.wire.openai import Completion, choice_in, natural
 from proxy.wire.parser import Shape
 from proxy.wire.results import results, with_content, words
-from proxy.wire.slices import looking, members, with_value
+from proxy.wire.slices import looking, members, parts, with_value
 from proxy.wire.splice import with_tool
 
 __all__ = [
@@ -162,8 +162,10 @@ def results_json(results: Sequence[tuple[str, str]]) -> tuple[bytes, ...]:
 
 
 def without_calls(body: bytes) -> bytes:
-    """A request that is to be answered in words."""
-    return with_value(body, "tool_choice", b'{"type":"none"}')
+    """A request that is to be answered in words, unless its client wants a call."""
+    choice = choice_in(body)
+    is_free = choice == NULL or string(parts(choice).get("type", NULL)) == "auto"
+    return with_value(body, "tool_choice", b'{"type":"none"}') if is_free else body
 
 
 # What a plain answer says

@@ -16,7 +16,7 @@ from proxy.wire.parser import Shape
 from proxy.wire.results import results as results
 from proxy.wire.results import with_content as with_content
 from proxy.wire.results import words as words
-from proxy.wire.slices import looking, with_value
+from proxy.wire.slices import looking, members, with_value
 from proxy.wire.splice import with_tool as with_tool
 
 SHAPE = Shape(
@@ -55,8 +55,15 @@ def results_json(results: Sequence[tuple[str, str]]) -> tuple[bytes, ...]:
 
 
 def without_calls(body: bytes) -> bytes:
-    """A request that is to be answered in words."""
-    return with_value(body, "tool_choice", b'"none"')
+    """A request that is to be answered in words, unless its client wants a call."""
+    return with_value(body, "tool_choice", b'"none"') if choice_in(body) in (NULL, b'"auto"') else body
+
+
+def choice_in(body: bytes) -> bytes:
+    """Which tool a request wants to be called, as it is written."""
+    text = looking(body)
+    span = members(text).get("tool_choice")
+    return text[slice(*span)] if span is not None else NULL
 
 
 class Completion(msgspec.Struct, frozen=True):

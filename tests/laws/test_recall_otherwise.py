@@ -134,3 +134,37 @@ def test_of_many_calls_at_once_some_are_told_to_wait(talk):
     assert got.text == "I see."
     assert len(told) == 12
     assert ["too many recalls at once" in text for text in told] == [False] * 8 + [True] * 4
+
+
+@each_way
+def test_a_server_that_heeds_no_tool_choice_is_asked_without_the_tool_at_last(talk, stream):
+    asking = [Said(calls=(recall(id=talk.hint),)) for _ in range(5)]
+    got = talk.ask(*asking, Said("At last."), stream=stream)
+    assert got.text == "At last."
+    assert [tool_names(prompt)[-1] for prompt in talk.prompts] == ["recall"] * 5 + ["run_tests"]
+    first, last = talk.prompts[0].body, talk.prompts[-1].body
+    assert {**last, "tools": None} == {**first, "tools": None}
+    talk.ask(Said("Yes."))
+    assert "At last." in talk.prompts[0]
+    assert not talk.speaks.results_in(talk.prompts[0])
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+def test_a_call_that_the_client_wants_is_still_wanted_in_the_last_request(talk, stream):
+    wanted = {"chat": "required", "responses": "required", "messages": {"type": "any"}}[talk.speaks.name]
+    asking = [Said(calls=(recall(id=talk.hint),)) for _ in range(4)]
+    talk.ask(*asking, Said("I see."), stream=stream, tool_choice=wanted)
+    assert [prompt.body["tool_choice"] for prompt in talk.prompts] == [wanted] * 5
+
+
+def test_a_stream_that_ends_with_a_refusal_is_recorded_as_failed(talk):
+    talk.said.append(talk.speaks.spoken("user", "Go on, to be refused."))
+    talk.provider.model.moves = [Said("Wait.", (recall(id=talk.hint),)), refused(503, refusal(talk, 503))]
+    with httpx.stream(**talk.posting(stream=True)) as reply:
+        reply.read()
+    talk.said.pop()
+    told = talk.proxy.explain(reply.headers["x-infold-turn"], talk.key)["attempts"][-1]
+    assert told["status"] == "failed"
+    assert "That is a 503" in told["error"]
+    if talk.speaks.name != "chat":  # there the client has not asked for one
+        assert told["usage"]["output_tokens"] > 0
