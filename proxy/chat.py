@@ -216,7 +216,7 @@ class Conversation:
         self._started = started
         self._first_byte: float | None = None
         self._recalling: Recalling | None = None  # where the model may ask the memory
-        self._is_bare = False  # it was refused with our tool
+        self._bare: Prepared | None = None  # what goes out without our tool, in place of a refused request
         self._is_reported = False
 
     async def run(self, prepared: Prepared, may_retry: bool = True) -> None:
@@ -256,7 +256,7 @@ class Conversation:
     async def _heard(self, prepared: Prepared, opening: Opening | None, reply: Reply) -> Reply | Recalling:
         """The answer as the client will see it."""
         self._recalling = None
-        if prepared.offer is None and self._is_bare and reply.status < 400:
+        if prepared is self._bare and reply.status < 400:
             self._parts.memory.withhold(prepared)
             log.warning("this model gets no recall tool any more", model=prepared.asked.model, upstream=self._way.name)
         if prepared.offer is None or reply.status >= 400:
@@ -287,9 +287,8 @@ class Conversation:
         shorter = await self._shorter(prepared, reply) if may_retry else None
         if isinstance(shorter, Again) or prepared.offer is None or reply.status not in UNTAKEN:
             return shorter
-        self._is_bare = True
-        bare = self._parts.memory.without_tool(prepared, self._dialect.writing)
-        return Again(bare, self._way, "refused, perhaps for our tool", reply.status, may_retry=False)
+        self._bare = self._parts.memory.without_tool(prepared, self._dialect.writing)
+        return Again(self._bare, self._way, "refused, perhaps for our tool", reply.status, may_retry=False)
 
     async def _elsewhere(self, prepared: Prepared, reason: str, status: int | None) -> Again | None:
         """The request for the fallback of its upstream, planned anew: another model has another window."""
