@@ -59,6 +59,18 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Slm:
+    """The local small model, and who runs it."""
+
+    backend: Literal["none", "openai", "llamacpp", "transformers"] = "none"
+    model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"  # a name of the registry, a folder, or a .gguf file
+    url: str | None = None  # of `openai`: an engine that runs elsewhere
+    window: int | None = None  # tokens; None: the model's own
+    threads: int = 1  # that it computes with, 1-64
+    quantization: Literal["none", "8bit", "4bit"] = "none"  # of `transformers`; a .gguf file has its own
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     compression: Compression = Compression()
     recall: Recall = Recall()
@@ -66,5 +78,6 @@ class Settings:
     hygiene: Hygiene = Hygiene()
     summaries: Summaries = Summaries()
     work: Work = Work()
+    slm: Slm = Slm()
     recall_tool: Literal["off", "auto"] = "off"  # whether models may ask for what was folded
     quarantine: Literal["off", "suggest", "auto"] = "suggest"  # what happens to secrets that a detector finds

@@ -23,6 +23,7 @@ from pydantic import (
     SecretStr,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -36,7 +37,7 @@ from memory.environment import ENV_FILE, as_settings, variables
 from memory.errors import InvalidRequest
 from memory.models import ModelOverride
 from memory.nouns import MemoryApproach
-from memory.settings import EMBEDDERS, Compression, Hygiene, Recall, Settings, Summaries, Work, names_embedder
+from memory.settings import EMBEDDERS, Compression, Hygiene, Recall, Settings, Slm, Summaries, Work, names_embedder
 from proxy.destinations import (
     ANTHROPIC_URL,
     OPENAI_URL,
@@ -95,6 +96,31 @@ class RestSection(Section):
         return "off" if value is False else value  # YAML reads a bare `off` so
 
 
+class SlmSection(Section):
+    backend: Literal["none", "openai", "llamacpp", "transformers"] = Slm().backend
+    model: str = Slm().model
+    url: str | None = None
+    window: Annotated[int, Field(ge=512)] | None = None
+    threads: Annotated[int, Field(ge=1, le=64)] = Slm().threads
+    quantization: Literal["none", "8bit", "4bit"] = Slm().quantization
+
+    @field_validator("backend", "quantization", mode="before")
+    @classmethod
+    def spelled(cls, value: object) -> object:
+        return "none" if value is None else value  # YAML reads a bare `null` so
+
+    @field_validator("url")
+    @classmethod
+    def is_url(cls, value: str | None) -> str | None:
+        return checked_url(value)
+
+    @model_validator(mode="after")
+    def is_whole(self) -> "SlmSection":
+        if (self.backend == "openai") != (self.url is not None):
+            raise ValueError("slm.url names the engine of `slm.backend: openai`; set both or neither")
+        return self
+
+
 class ModelSection(Section):
     context_window: Annotated[int, Field(gt=0)] | None = None
     max_output_tokens: Annotated[int, Field(gt=0)] | None = None
@@ -151,6 +177,7 @@ class Config(BaseSettings):
     summarizer: Literal["digest", "upstream"] = Settings().summaries.by
     human_expiry_hours: Annotated[float, Field(gt=0)] = Settings().work.human_expiry_hours
     rest: RestSection = RestSection()
+    slm: SlmSection = SlmSection()
     primary_model: str = "gpt-4o"
     memory_approach: MemoryApproach = MemoryApproach.EXTERNAL_LLM
     use_slm: bool = False
@@ -251,6 +278,7 @@ class Config(BaseSettings):
             hygiene=Hygiene(every_items=self.hygiene.chat_hygiene_interval, **hygiene),
             summaries=Summaries(by=self.summarizer),
             work=Work(human_expiry_hours=self.human_expiry_hours),
+            slm=Slm(**self.slm.model_dump()),
             recall_tool=self.recall_tool,
             quarantine=self.quarantine,
         )
@@ -313,6 +341,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "recall": RecallSection,
     "hygiene": HygieneSection,
     "rest": RestSection,
+    "slm": SlmSection,
 }
 OTHER_NAMES = frozenset({"config", "bench_data"})  # of the environment alone
 DEFAULT_FILE = Path("proxy.yaml")
