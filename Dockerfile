@@ -8,8 +8,8 @@
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /src
 COPY requirements.lock ./
-# Every package is checked against its hash, also what builds ours; the rest of the tests' part of the lock stays out.
-RUN sed '/^# Only for the tests:/,$d' requirements.lock > serving.lock \
+# Every package is checked against its hash, also what builds ours; the rest of the lock's second part stays out.
+RUN sed '/^# Only for the extras and the tests:/,$d' requirements.lock > serving.lock \
     && awk '/^[a-z]/ {builds = /^(hatchling|packaging|pathspec|pluggy|tomlkit|trove-classifiers)==/} builds' \
         requirements.lock > building.lock \
     && python -m venv --without-pip /opt/infold \

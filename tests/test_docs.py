@@ -39,6 +39,7 @@ PAGES = (
     "docs/context.md",
     "docs/decisions.md",
     "docs/deploy.md",
+    "docs/local-model.md",
     "docs/operations.md",
     "docs/providers.md",
     "docs/rest.md",

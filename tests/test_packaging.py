@@ -20,7 +20,7 @@ from proxy.destinations import UpstreamSection
 TOP = Path(__file__).parent.parent
 PROJECT = tomllib.loads((TOP / "pyproject.toml").read_text())
 LOCK = (TOP / "requirements.lock").read_text()
-TESTS_PART = "# Only for the tests:"
+REST_PART = "# Only for the extras and the tests:"
 
 BY_NAME = {  # needed at run time, and not by an import of ours
     "brotli": "loaded when a body comes so encoded",
@@ -38,9 +38,11 @@ def normal(name: str) -> str:
 
 
 def pins(requirements: list[str]) -> dict[str, str]:
-    """Name -> version; fails where a requirement is no exact pin."""
+    """Name -> version; fails where a requirement is no exact pin. Extras of ours are pinned where they are listed."""
     found = {}
     for requirement in requirements:
+        if requirement.startswith("infold["):
+            continue
         match = re.fullmatch(r"([\w.-]+)(\[\w+\])?==([\w.]+)(; .+)?", requirement)
         assert match, f"{requirement} is not pinned with =="
         found[normal(match[1])] = match[3]
@@ -52,13 +54,15 @@ def locked(text: str) -> dict[str, str]:
 
 
 RUNTIME = pins(PROJECT["project"]["dependencies"])
-TEST = pins(PROJECT["project"]["optional-dependencies"]["test"])
+EXTRAS = {name: pins(listed) for name, listed in PROJECT["project"]["optional-dependencies"].items()}
+SLM = EXTRAS["slm-cpu"] | EXTRAS["slm"]
 
 
 def test_the_lock_holds_the_pinned_versions() -> None:
-    serving, tests = LOCK.split(TESTS_PART)
+    serving, rest = LOCK.split(REST_PART)
     assert RUNTIME.items() <= locked(serving).items(), "run .ci/lock"
-    assert TEST.items() <= (locked(serving) | locked(tests)).items(), "run .ci/lock"
+    for extra in EXTRAS.values():
+        assert extra.items() <= (locked(serving) | locked(rest)).items(), "run .ci/lock"
 
 
 def test_everything_in_the_lock_has_a_hash_and_comes_from_the_package_index() -> None:
@@ -68,19 +72,28 @@ def test_everything_in_the_lock_has_a_hash_and_comes_from_the_package_index() ->
     assert not re.findall(r"file:|https?:|--find-links|--index| @ ", LOCK)
 
 
-def test_the_lock_has_no_torch() -> None:
-    assert not {"torch", "sentence-transformers", "transformers"} & locked(LOCK).keys()
+def test_what_serves_needs_no_torch_and_no_engine() -> None:
+    assert not (SLM.keys() | {"accelerate", "sentence-transformers"}) & RUNTIME.keys()
+    assert not SLM.keys() & locked(LOCK.split(REST_PART)[0]).keys()
 
 
-def test_the_dockerfile_installs_the_lock_up_to_the_tests_part() -> None:
+def test_the_tests_run_with_every_engine() -> None:
+    assert {"infold[slm]"} <= set(PROJECT["project"]["optional-dependencies"]["test"])
+    assert {"infold[slm-cpu]"} <= set(PROJECT["project"]["optional-dependencies"]["slm"])
+
+
+def test_the_dockerfile_installs_the_lock_up_to_the_part_that_serving_does_not_need() -> None:
     dockerfile = (TOP / "Dockerfile").read_text()
-    assert f"sed '/^{TESTS_PART}/,$d' requirements.lock" in dockerfile
+    assert f"sed '/^{REST_PART}/,$d' requirements.lock" in dockerfile
     assert "--require-hashes" in dockerfile
 
 
-def third_party_imports() -> set[str]:
-    """Distributions that the product imports, by name."""
-    sources = [path for folder in ("memory", "proxy", "migrations") for path in (TOP / folder).rglob("*.py")]
+SOURCES = [path for folder in ("memory", "proxy", "migrations") for path in (TOP / folder).rglob("*.py")]
+ENGINES = TOP / "memory" / "slm"  # the only folder whose files may import what the extras bring
+
+
+def third_party_imports(sources: list[Path]) -> set[str]:
+    """Distributions that files import, by name."""
     modules = set()
     for source in sources:
         for node in ast.walk(ast.parse(source.read_text())):
@@ -94,11 +107,14 @@ def third_party_imports() -> set[str]:
 
 
 def test_what_is_imported_is_declared() -> None:
-    assert not third_party_imports() - RUNTIME.keys()
+    engines = [path for path in SOURCES if ENGINES in path.parents]
+    others = [path for path in SOURCES if path not in engines]
+    assert not third_party_imports(others) - RUNTIME.keys()
+    assert not third_party_imports(engines) - RUNTIME.keys() - SLM.keys()
 
 
 def test_what_is_declared_is_used() -> None:
-    assert not RUNTIME.keys() - third_party_imports() - BY_NAME.keys() - NOT_FOR_SERVING
+    assert not RUNTIME.keys() - third_party_imports(SOURCES) - BY_NAME.keys() - NOT_FOR_SERVING
 
 
 @pytest.fixture(scope="module")
