@@ -34,9 +34,10 @@ class BadWeights(LLMMemoryError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Of a .gguf file: its scalar and text fields, and how many weights it has."""
+    """Of a .gguf file: its fields, of an array the length, and how many weights it has."""
 
-    fields: Mapping[str, Any]
+    fields: Mapping[str, Any]  # numbers, bools and texts
+    lengths: Mapping[str, int]
     parameters: int
 
     def of_model(self, name: str) -> int | None:
@@ -72,7 +73,7 @@ class Reader:
         return self.take(self.number("Q"))
 
     def value(self, kind: int) -> Any:
-        """A number, a bool or a text; None for an array, which is read over."""
+        """A number, a bool or a text; of an array, which is read over, the length."""
         if kind == STRING:
             return self.text()[:MOST_KEPT_CHARS].decode(errors="replace")
         if kind == ARRAY:
@@ -81,7 +82,7 @@ class Reader:
             raise BadWeights(f"{self.path} is no .gguf file that we can read: a value is of kind {kind}")
         return self.number(NUMBERS[kind])
 
-    def over_array(self) -> None:
+    def over_array(self) -> int:
         kind, count = self.number("I"), self.number("Q")
         if kind in NUMBERS:
             self.take(count * struct.calcsize(NUMBERS[kind]))
@@ -90,6 +91,7 @@ class Reader:
                 self.text()
         else:
             raise BadWeights(f"{self.path} is no .gguf file that we can read: an array is of kind {kind}")
+        return int(count)
 
 
 def gguf_header(path: Path) -> Header:
@@ -103,7 +105,11 @@ def gguf_header(path: Path) -> Header:
         if version not in GGUF_VERSIONS:
             raise BadWeights(f"{path} is no .gguf file of version 2 or 3")
         tensors, count = reader.number("Q"), reader.number("Q")
-        fields = {reader.text().decode(errors="replace"): reader.value(reader.number("I")) for _ in range(count)}
+        fields: dict[str, Any] = {}
+        lengths: dict[str, int] = {}
+        for _ in range(count):
+            name, kind = reader.text().decode(errors="replace"), reader.number("I")
+            (lengths if kind == ARRAY else fields)[name] = reader.value(kind)
         parameters = last = 0
         for _ in range(tensors):
             reader.text()
@@ -112,7 +118,7 @@ def gguf_header(path: Path) -> Header:
             parameters, last = parameters + math.prod(shape), max(last, reader.number("Q"))
         if tensors and file.tell() + last >= os.fstat(file.fileno()).st_size:
             raise BadWeights(f"{path} ends before its last tensor: {PARTLY}")
-    return Header({name: value for name, value in fields.items() if value is not None}, parameters)
+    return Header(fields, lengths, parameters)
 
 
 def safetensors_parameters(path: Path) -> int:
