@@ -23,7 +23,9 @@ MOST_JSON_BYTES = 10_000_000  # of config.json and its like
 GGUF, GGUF_VERSIONS = b"GGUF", (2, 3)
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+ALIGNMENT = 32  # bytes, of tensors, where the file says no other
 MOST_DIMENSIONS = 16  # of a tensor; llama.cpp knows 4
+MOST_ENTRIES = 2_000_000  # fields, tensors, or texts of an array; vocabularies have a quarter of a million
 MOST_KEPT_CHARS = 100_000  # of a text in the header; chat templates are of a few thousand
 PARTLY = "it was copied in part; copy it again"
 
@@ -69,6 +71,12 @@ class Reader:
     def number(self, kind: str) -> Any:
         return struct.unpack(f"<{kind}", self.take(struct.calcsize(kind)))[0]
 
+    def count(self) -> int:
+        found = int(self.number("Q"))
+        if found > MOST_ENTRIES:
+            raise BadWeights(f"{self.path} says that {found:,} things are in its header; it is not loaded")
+        return found
+
     def text(self) -> bytes:
         return self.take(self.number("Q"))
 
@@ -83,7 +91,7 @@ class Reader:
         return self.number(NUMBERS[kind])
 
     def over_array(self) -> int:
-        kind, count = self.number("I"), self.number("Q")
+        kind, count = self.number("I"), self.count()
         if kind in NUMBERS:
             self.take(count * struct.calcsize(NUMBERS[kind]))
         elif kind == STRING:
@@ -91,7 +99,7 @@ class Reader:
                 self.text()
         else:
             raise BadWeights(f"{self.path} is no .gguf file that we can read: an array is of kind {kind}")
-        return int(count)
+        return count
 
 
 def gguf_header(path: Path) -> Header:
@@ -104,7 +112,7 @@ def gguf_header(path: Path) -> Header:
         version = reader.number("I") if file.read(4) == GGUF else None
         if version not in GGUF_VERSIONS:
             raise BadWeights(f"{path} is no .gguf file of version 2 or 3")
-        tensors, count = reader.number("Q"), reader.number("Q")
+        tensors, count = reader.count(), reader.count()
         fields: dict[str, Any] = {}
         lengths: dict[str, int] = {}
         for _ in range(count):
@@ -116,7 +124,9 @@ def gguf_header(path: Path) -> Header:
             shape = [reader.number("Q") for _ in range(min(reader.number("I"), MOST_DIMENSIONS))]
             reader.number("I")
             parameters, last = parameters + math.prod(shape), max(last, reader.number("Q"))
-        if tensors and file.tell() + last >= os.fstat(file.fileno()).st_size:
+        said = fields.get("general.alignment")
+        align = said if isinstance(said, int) and 0 < said <= MOST_HEADER_BYTES else ALIGNMENT
+        if tensors and -(-file.tell() // align) * align + last >= os.fstat(file.fileno()).st_size:
             raise BadWeights(f"{path} ends before its last tensor: {PARTLY}")
     return Header(fields, lengths, parameters)
 

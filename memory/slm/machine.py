@@ -41,8 +41,8 @@ class Machine:
     engines: tuple[tuple[str, str], ...]  # packages that are installed, with their versions
 
 
-def machine(home: Path, proc: Path = PROC, cgroups: Path = CGROUPS) -> Machine:
-    """Looks, which takes some seconds where torch is installed: it is asked for GPUs in a process of its own."""
+def machine(home: Path, cards: tuple[Gpu, ...], proc: Path = PROC, cgroups: Path = CGROUPS) -> Machine:
+    """What is free now; `cards` are those that `gpus` found."""
     told = dict(line.split(":", 1) for line in (proc / "meminfo").read_text().splitlines() if ":" in line)
     total, free = (int(told[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
     groups = tuple(own_groups(proc, cgroups))
@@ -54,7 +54,7 @@ def machine(home: Path, proc: Path = PROC, cgroups: Path = CGROUPS) -> Machine:
         total_bytes=total,
         cores=cores(groups),
         disk_bytes=shutil.disk_usage(existing(home)).free,
-        gpus=gpus(),
+        gpus=cards,
         engines=tuple((name, metadata.version(name)) for name in ENGINES if find_spec(name)),
     )
 
@@ -106,7 +106,7 @@ def existing(path: Path) -> Path:
 
 
 def gpus() -> tuple[Gpu, ...]:
-    """Those that torch can compute on; none without torch."""
+    """Those that torch can compute on; none without torch. It is asked in a process of its own, which takes seconds."""
     if find_spec("torch") is None:
         return ()
     command = [sys.executable, "-P", "-c", PROBE]

@@ -158,13 +158,13 @@ def check(
     settings = read(config, data_dir=data_dir)
     home = models_home(settings)
     from memory.slm.fits import each_form
-    from memory.slm.machine import machine
+    from memory.slm.machine import gpus, machine
 
     with refusals():
         shape, weights, why = examined(model or settings.slm.model, home)
         if window is not None and not 1 <= window <= shape.window:
             fail(f"--window must be 1 to {shape.window:,}, the window of {shape.name}, got {window:,}", USAGE)
-        here, tokens = machine(home), window or min(settings.slm.window or shape.window, shape.window)
+        here, tokens = machine(home, gpus()), window or min(settings.slm.window or shape.window, shape.window)
         found = each_form(shape, here, tokens, present(weights))
         speed = (
             {"why": why or "not measured"} if weights is None or quick else measured(weights, settings, home, tokens)
