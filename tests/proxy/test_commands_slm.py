@@ -206,6 +206,17 @@ def test_check_of_what_does_not_fit_says_so_by_its_exit_code(infold: Run, home: 
     assert done.stderr == ("infold: no form of it fits with that window; the largest that does stands in the table\n")
 
 
+def test_check_measures_the_speed_of_what_is_here(infold: Run, smollm2: Weights) -> None:
+    pytest.importorskip("memory.slm.engine")
+    found = checked(infold, "smollm2", "--window", "2048", "--data-dir", str(smollm2.path.parent.parent.parent))
+    speed = found["speed"]
+    assert (speed["engine"], speed["threads"]) == ("llamacpp", 1)
+    assert speed["reads"] > speed["writes"] > 0
+    assert 10**8 < speed["bytes"] < found["forms"][0]["needed_bytes"]
+    shown = infold("check", "smollm2", "--window", "2048", "--data-dir", str(smollm2.path.parent.parent.parent))
+    assert "Measured with llamacpp, 1 thread: reads " in shown.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [

@@ -60,6 +60,8 @@ def test_the_longest_window_that_fits_is_the_longest(model: LocalModel, room: in
         assert kv_bytes(model, tokens + 1) > room
     if tokens == 0:
         assert kv_bytes(model, min(LEAST_WINDOW, window)) > room
+    else:
+        assert tokens >= min(LEAST_WINDOW, window)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)
@@ -69,3 +71,8 @@ def test_every_model_fits_somewhere(model: LocalModel) -> None:
 
 def test_a_window_of_few_tokens_still_may_fit() -> None:
     assert most_tokens(GEMMA_4B, 10 * GB, 16) == 16
+
+
+def test_room_for_a_hundred_tokens_is_no_room() -> None:
+    assert most_tokens(SMOLLM2, kv_bytes(SMOLLM2, 100), 8_192) == 0
+    assert most_tokens(SMOLLM2, kv_bytes(SMOLLM2, LEAST_WINDOW), 8_192) == LEAST_WINDOW

@@ -29,7 +29,7 @@ def test_what_is_there_is_listed_and_what_is_broken_says_why(tmp_path: Path) -> 
     own = placed(tmp_path, "my-own", gguf())
     placed(tmp_path, "half", gguf()[:-40])
     (tmp_path / "empty").mkdir()
-    (tmp_path / ".fetch-xyz").mkdir()
+    placed(tmp_path, ".fetch-xyz", gguf())
     listed = {entry.name: entry for entry in shelf(tmp_path)}
     assert listed.keys() - {model.name for model in MODELS} == {"my-own", "half"}
     assert listed["phi-2"].weights == Weights(file, "gguf", PHI_2, "phi-2")
