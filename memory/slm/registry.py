@@ -19,7 +19,7 @@ KV_BYTES = 2  # of a number in the cache of keys and values; both engines keep 1
 
 # Bytes a weight: of the layers, and of embeddings and output head, which quantization leaves larger.
 # 8bit and 4bit are bitsandbytes': one scale of 32 bits for 64 weights in NF4, the rest in 16 bits. q8 is llama.cpp's
-# Q8_0 (34 bytes for 32 weights), q4 is Q4_1 (20 bytes for 32) with embeddings in Q8_0: within 3 % of the two files that
+# Q8_0 (34 bytes for 32 weights), q4 is Q4_1 (20 bytes for 32) with embeddings in Q8_0: within 5 % of the two files that
 # packages bring.
 BYTES: Mapping[Form, tuple[float, float]] = MappingProxyType(
     {
