@@ -257,12 +257,12 @@ class Conversation:
         """The answer as the client will see it."""
         self._recalling = None
         if prepared is self._bare and reply.status < 400:
-            self._parts.memory.withhold(prepared)
+            self._parts.memory.recall_tool.withhold(prepared)
             log.warning("this model gets no recall tool any more", model=prepared.asked.model, upstream=self._way.name)
         if prepared.offer is None or reply.status >= 400:
             return reply
         ways = Ways(self._recall, self._send)
-        self._recalling = Recalling(self._parts.memory, prepared, self._dialect, reply, ways)
+        self._recalling = Recalling(self._parts.memory.recall_tool, prepared, self._dialect, reply, ways)
         try:
             await self._recalling.settle()
         except asyncio.CancelledError:  # the client left
@@ -271,7 +271,8 @@ class Conversation:
         return self._recalling
 
     async def _recall(self, prepared: Prepared, arguments: str, room: int) -> Recalled:
-        recalled = await fail_open(self._parts, self._parts.memory.recall(prepared, arguments, room), UNANSWERED)
+        answering = self._parts.memory.recall_tool.answer(prepared, arguments, room)
+        recalled = await fail_open(self._parts, answering, UNANSWERED)
         self._parts.metrics.recalls.labels("yes" if recalled.found else "no").inc()
         return recalled
 
@@ -287,7 +288,7 @@ class Conversation:
         shorter = await self._shorter(prepared, reply) if may_retry else None
         if isinstance(shorter, Again) or prepared.offer is None or reply.status not in UNTAKEN:
             return shorter
-        self._bare = self._parts.memory.without_tool(prepared, self._dialect.writing)
+        self._bare = self._parts.memory.recall_tool.without(prepared, self._dialect.writing)
         return Again(self._bare, self._way, "refused, perhaps for our tool", reply.status, may_retry=False)
 
     async def _elsewhere(self, prepared: Prepared, reason: str, status: int | None) -> Again | None:

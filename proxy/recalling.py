@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from memory.manager import MemoryManager
 from memory.messages import Message, ToolCall
 from memory.prepared import Prepared
 from memory.prompts import LAST_RECALL, NO_MORE_RECALLS, RECALL, TOO_MANY_RECALLS
 from memory.recall import Recalled
+from memory.recall_tool import RecallTool
 from memory.types import Aside, Usage
 from proxy.answer import PLAIN_BYTES, header, is_stream
 from proxy.errors import Unreachable, UpstreamCut, error_body
@@ -74,14 +74,14 @@ class Next(NamedTuple):
 class Recalling:
     """The upstream's answers to one question as one. Looks like a Reply; used once."""
 
-    def __init__(self, memory: MemoryManager, prepared: Prepared, dialect: Dialect, reply: Reply, ways: Ways) -> None:
+    def __init__(self, tool: RecallTool, prepared: Prepared, dialect: Dialect, reply: Reply, ways: Ways) -> None:
         self.status = reply.status
         self.headers: Headers = reply.headers
         self.recalls: list[Recall] = []
         self.latest = prepared  # the request that was sent last
         self.usage: Usage | None = None  # of all answers that told one
         self.is_broken = False  # a stream ended with a refusal
-        self._memory = memory
+        self._tool = tool
         self._prepared = prepared
         self._dialect = dialect
         self._reply = reply
@@ -127,7 +127,7 @@ class Recalling:
         """What was said before the answer; to be asked for at its end."""
         if not self._hidden:
             return None
-        return self._memory.aside(self._prepared, self._hidden, self._whole, self._dialect.writing)
+        return self._tool.aside(self._prepared, self._hidden, self._whole, self._dialect.writing)
 
     async def _stream(self, reply: Reply, now: Next, splice: Splice) -> AsyncGenerator[bytes, None]:
         listening, decoder = self._dialect.accumulator(), Decoder(header(reply.headers, b"content-encoding"))
@@ -204,9 +204,9 @@ class Recalling:
             return None
         if now.number > MOST_ROUNDS:  # it was to answer in words: not every server heeds that
             self._hidden.clear()
-            return Next(self._memory.without_tool(self._prepared, self._dialect.writing), now.number + 1)
+            return Next(self._tool.without(self._prepared, self._dialect.writing), now.number + 1)
         more, writing = await self._answered(message, calls, now), self._dialect.writing
-        following = self._memory.go_on(now.prepared, more, writing, may_call=now.number < MOST_ROUNDS)
+        following = self._tool.go_on(now.prepared, more, writing, may_call=now.number < MOST_ROUNDS)
         if following is None:
             return self._in_words(now)
         self._hidden += more
@@ -214,7 +214,7 @@ class Recalling:
 
     def _in_words(self, now: Next) -> Next:
         """The same request once more, to be answered without a call; it fits, for it did."""
-        again = self._memory.go_on(now.prepared, (), self._dialect.writing, may_call=False)
+        again = self._tool.go_on(now.prepared, (), self._dialect.writing, may_call=False)
         return Next(again or now.prepared, MOST_ROUNDS + 1)
 
     @asynccontextmanager
@@ -242,7 +242,7 @@ class Recalling:
         writing = self._dialect.writing
         if now.number == MOST_ROUNDS:
             return (said.raw, *writing.results_json([(call.id, NO_MORE_RECALLS) for call in calls]))
-        room = self._memory.room_to_recall(now.prepared, said.raw, len(calls[:MOST_CALLS]), writing)
+        room = self._tool.room(now.prepared, said.raw, len(calls[:MOST_CALLS]), writing)
         found = await asyncio.gather(*(self._recalled(call, now.prepared, room) for call in calls[:MOST_CALLS]))
         self.recalls += [told for told, _ in found]
         note = LAST_RECALL if now.number + 1 == MOST_ROUNDS else ""
