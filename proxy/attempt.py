@@ -8,10 +8,10 @@ import structlog
 
 from memory.identify import place
 from memory.nouns import utc_now
-from memory.prepared import Prepared
+from memory.prepared import Prepared, going_on_cost
 from memory.recorder import Ended, Kept, Opening
 from memory.told import Overflow, overflow_in_error
-from memory.types import Aside
+from memory.types import Aside, as_one, in_all
 from memory.whole import Memory
 from proxy.answer import Heard
 from proxy.exchange import Headers
@@ -25,13 +25,16 @@ LOOK_AFTER_SECONDS = 0.05  # a turn was recorded, so that its last bytes are gon
 
 
 class Attempt:
-    """Begins with the opening of its turn; ends once."""
+    """Begins with the opening of its turn; ends once. Hidden requests are a part of it."""
 
     def __init__(self, parts: Parts, prepared: Prepared, way: Way, started: float) -> None:
         """`started`: when the client's request came, in seconds of `time.perf_counter`."""
         self.prepared = prepared
         self.recalling: Recalling | None = None  # where the model may ask the memory
         self.first_byte: float | None = None  # when it went to the client, in the same seconds
+        self._latest = prepared  # the request that was answered last
+        self._answered_tokens = 0  # of all requests that were answered
+        self._saved_usd = prepared.saved_usd
         self._parts = parts
         self._way = way
         self._started = started
@@ -45,13 +48,30 @@ class Attempt:
     async def _open(self) -> Opening:
         return self._parts.memory.open(self.prepared)
 
+    def answered(self, prepared: Prepared, status: int) -> None:
+        """Count an answer of the upstream: to its request, or to a hidden one that goes on from there."""
+        metrics, tokens, window = self._parts.metrics, prepared.forwarded_tokens, prepared.model.window
+        metrics.upstreams.labels(self._way.name, f"{status // 100}xx").inc()
+        if tokens is not None:
+            metrics.tokens.labels("forwarded").inc(tokens)
+            self._answered_tokens += tokens
+        if tokens is not None and window:
+            metrics.utilization.labels(metrics.model(prepared.asked.model)).observe(tokens / window)
+        if self._saved_usd is not None and prepared is not self.prepared and status < 400:
+            self._saved_usd -= going_on_cost(self._latest, prepared)
+        self._latest = prepared
+
+    @property
+    def forwarded_tokens(self) -> int | None:
+        """By our count: of all requests that were answered, else of the one that was to be."""
+        return self._answered_tokens or self.prepared.forwarded_tokens
+
     def learn(self, overflow: Overflow) -> None:
         """Take the window from a refusal, and how much more than we the provider counts."""
-        refused = self.recalling.latest if self.recalling else self.prepared
-        self._parts.memory.learn(refused, overflow.window, overflow.counted)
+        self._parts.memory.learn(self._latest, overflow.window, overflow.counted)
 
     async def notes(self) -> Headers:
-        """Our own headers on the answer."""
+        """Our own headers on the answer. Those of a stream go out before any hidden request."""
         return await fail_open(self._parts, self._notes(), ())
 
     async def _notes(self) -> Headers:
@@ -62,11 +82,11 @@ class Attempt:
             (b"x-infold-mode", prepared.mode.encode()),
         ]
         if prepared.asked_tokens is not None:
-            notes.append((b"x-infold-tokens", b"%d/%d" % (prepared.asked_tokens, prepared.forwarded_tokens or 0)))
+            notes.append((b"x-infold-tokens", b"%d/%d" % (prepared.asked_tokens, self.forwarded_tokens or 0)))
         if prepared.block_tokens:
             notes.append((b"x-infold-block-tokens", b"%d" % prepared.block_tokens))
-        if prepared.saved_usd is not None:
-            notes.append((b"x-infold-saved-usd", b"%.6f" % prepared.saved_usd))
+        if self._saved_usd is not None:
+            notes.append((b"x-infold-saved-usd", b"%.6f" % self._saved_usd))
         if self._way.instead is not None:
             notes.append((b"x-infold-fallback", self._way.instead.encode("ascii", "replace")))
         return notes
@@ -78,12 +98,14 @@ class Attempt:
         now = time.perf_counter()
         heard = await fail_open(self._parts, self._hear(said, code), Heard())
         aside = await fail_open(self._parts, self._aside(), None) if status == "answered" else None
-        usage = heard.usage or (self.recalling.usage if self.recalling is not None else None)
+        told = self.recalling.usages if self.recalling is not None else ()
+        usage = heard.usage or in_all(told)
         ended = Ended(
             status=status,
             aside=aside,
             answers=heard.messages,
             usage=usage,
+            direct=as_one(told),
             record={
                 "status_code": code,
                 "upstream": self._way.name,
@@ -93,6 +115,7 @@ class Attempt:
                 "usage": usage,
                 "finish_reasons": heard.finish_reasons,
                 "recalls": self.recalling.recalls if self.recalling is not None else None,
+                "forwarded_tokens": self.forwarded_tokens,
                 "truncated": heard.truncated,
                 "seconds": round(now - self._started, 6),
                 "seconds_to_first_byte": round(self.first_byte - self._started, 6) if self.first_byte else None,
@@ -141,14 +164,9 @@ class Attempt:
         self._is_reported = True
         prepared, metrics = self.prepared, self._parts.metrics
         metrics.requests.labels(prepared.mode, f"{status // 100}xx").inc()
-        metrics.upstreams.labels(self._way.name, f"{status // 100}xx").inc()
         if prepared.asked_tokens is not None:
             metrics.tokens.labels("asked").inc(prepared.asked_tokens)
-            metrics.tokens.labels("forwarded").inc(prepared.forwarded_tokens or 0)
             metrics.block_tokens.inc(prepared.block_tokens)
-        if prepared.forwarded_tokens is not None and prepared.model.window:
-            share = prepared.forwarded_tokens / prepared.model.window
-            metrics.utilization.labels(metrics.model(prepared.asked.model)).observe(share)
         if prepared.rolled:
             metrics.rollovers.inc()
         log.info(
@@ -159,7 +177,7 @@ class Attempt:
             upstream=self._way.name,
             status=status,
             asked_tokens=prepared.asked_tokens,
-            forwarded_tokens=prepared.forwarded_tokens,
+            forwarded_tokens=self.forwarded_tokens,
             rollover=prepared.rolled,
             reason=prepared.reason,
             ms=round((time.perf_counter() - self._started) * 1000, 1),

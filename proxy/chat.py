@@ -169,6 +169,7 @@ class Conversation:
         await attempt.open()
         try:
             async with self._send(prepared) as reply:
+                attempt.answered(prepared, reply.status)
                 again = await self._again(attempt, reply, may_retry) if reply.status >= 400 else None
                 if not isinstance(again, Again):
                     answer = await self._heard(attempt, reply)
@@ -205,7 +206,8 @@ class Conversation:
             log.warning("this model gets no recall tool any more", model=prepared.asked.model, upstream=self._way.name)
         if prepared.offer is None or reply.status >= 400:
             return reply
-        attempt.recalling = Recalling(tool, prepared, self._dialect, reply, Ways(self._recall, self._send))
+        ways = Ways(self._recall, self._send, attempt.answered)
+        attempt.recalling = Recalling(tool, prepared, self._dialect, reply, ways)
         try:
             await attempt.recalling.settle()
         except asyncio.CancelledError:  # the client left

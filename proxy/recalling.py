@@ -39,6 +39,7 @@ class Ways(NamedTuple):
 
     recall: Callable[[Prepared, str, int], Awaitable[Recalled]]  # arguments, tokens
     send: Callable[[Prepared], Sending]
+    answered: Callable[[Prepared, int], None]  # is told of each answer, with its status
 
 
 class Recall(msgspec.Struct, frozen=True):
@@ -78,8 +79,7 @@ class Recalling:
         self.status = reply.status
         self.headers: Headers = reply.headers
         self.recalls: list[Recall] = []
-        self.latest = prepared  # the request that was sent last
-        self.usage: Usage | None = None  # of all answers that told one
+        self.usages: list[Usage] = []  # of the answers that told one
         self.is_broken = False  # a stream ended with a refusal
         self._tool = tool
         self._prepared = prepared
@@ -221,15 +221,15 @@ class Recalling:
     async def _answer_to(self, following: Next, before: Next) -> AsyncIterator[tuple[Reply, Next]]:
         """The answer to a hidden request; where the provider does not take that, to the one before it, in words."""
         known = self._hidden_in(before)
-        self.latest = following.prepared
         async with self._ways.send(following.prepared) as reply:
+            self._ways.answered(following.prepared, reply.status)
             if reply.status not in NOT_TAKEN or self._hidden_in(following) <= known:
                 yield reply, following
                 return
         del self._hidden[known:]
         words = self._in_words(before)
-        self.latest = words.prepared
         async with self._ways.send(words.prepared) as reply:
+            self._ways.answered(words.prepared, reply.status)
             yield reply, words
 
     def _hidden_in(self, now: Next) -> int:
@@ -257,7 +257,7 @@ class Recalling:
 
     def _count(self, usage: Usage | None) -> None:
         if usage is not None:
-            self.usage = usage + self.usage if self.usage is not None else usage
+            self.usages.append(usage)
 
     def _settle_on(self, said: Said, showed: bool) -> None:
         """The stream's last answer: where the client saw words before it, all is sent again as the model said it."""
