@@ -49,6 +49,9 @@ class Recall(msgspec.Struct, frozen=True):
     asked: str
     found: bool
     seconds: float
+    tokens: int  # brought back
+    ids: tuple[str, ...]  # of the messages and notes among them
+    reason: str | None  # why nothing was found
 
 
 class Said(NamedTuple):
@@ -253,7 +256,8 @@ class Recalling:
     async def _recalled(self, call: ToolCall, prepared: Prepared, room: int) -> tuple[Recall, str]:
         began = time.perf_counter()
         found = await self._ways.recall(prepared, call.arguments, room)
-        return Recall(call.id, found.asked, found.found, round(time.perf_counter() - began, 6)), found.text
+        seconds = round(time.perf_counter() - began, 6)
+        return Recall(call.id, found.asked, found.found, seconds, found.tokens, found.ids, found.lack), found.text
 
     def _count(self, usage: Usage | None) -> None:
         if usage is not None:

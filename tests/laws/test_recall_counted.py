@@ -2,6 +2,9 @@
 without us."""
 
 import itertools
+import json
+import random
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,11 +13,14 @@ import pytest
 from memory.prices import input_cost, usage_cost
 from memory.types import Prices, Usage
 from proxy.wire import anthropic, openai, responses
+from tests.conftest import run_sql
+from tests.conversations import COUNTER, prose
 from tests.laws.test_recall_closely import House, Talk, by_name, each_way, housing
 from tests.laws.test_recall_failures import refusal
 from tests.recalled import Got, Said, recall, refused
 
 USAGE_OF = {"chat": openai.usage_of, "responses": responses.usage_of, "messages": anthropic.usage_of}
+QUOTED = re.compile(r"^\[#([a-z2-7]{8})\] message", re.MULTILINE)
 COUNTERS = {
     "answered": ("infold_upstream_answers_total", {"upstream": "default", "status": "2xx"}),
     "refused": ("infold_upstream_answers_total", {"upstream": "default", "status": "4xx"}),
@@ -110,3 +116,51 @@ def test_what_it_would_have_cost_without_us_has_no_hidden_requests(talk, stream)
 
     assert told["cost_usd"] == pytest.approx(sum(usage_cost(usage, prices) for usage in usages))
     assert told["direct_usd"] == pytest.approx(usage_cost(one, prices) + saved, abs=20 * prices.input)
+
+
+# Each call
+
+
+def recalls(talk: Talk, got: Got) -> list[dict[str, Any]]:
+    return attempt(talk, got)["recalls"]  # type: ignore[no-any-return]
+
+
+@each_way
+def test_a_turn_tells_what_came_back_and_why_nothing_did(talk, stream):
+    asked = [
+        recall(id=talk.hint), recall(query="what opens the vault"), recall(id="zzzzzzzz"), recall(id="the first one"),
+        recall(query="otorhinolaryngology"), recall(),
+    ]  # fmt: skip
+    got = talk.ask(Said(calls=tuple(asked)), Said("I see."), stream=stream)
+    results, told = talk.speaks.results_in(talk.prompts[1]), recalls(talk, got)
+
+    assert [one["reason"] for one in told] == [None, None, "unknown", "misshapen", "nothing", "unclear"]
+    assert [one["found"] for one in told] == [True, True, False, False, False, False]
+    for one, text in zip(told, results, strict=True):
+        assert one["tokens"] == (COUNTER.text(text, "cl100k_base") if one["found"] else 0)
+        assert bool(one["ids"]) == one["found"]
+        assert set(QUOTED.findall(text)) <= set(one["ids"])
+    (again,) = recalls(talk, talk.ask(Said(calls=(recall(id=told[1]["ids"][0]),)), Said("I see.")))
+    assert again["ids"] == told[1]["ids"][:1]
+
+
+def test_a_call_without_room_or_without_a_memory_says_so_in_its_turn(talk, monkeypatch):
+    async def failing(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    asking = Said(calls=(recall(id=talk.hint),))
+    with monkeypatch.context() as patched:
+        patched.setattr(talk.proxy.parts.memory.recall_tool, "answer", failing)
+        (away,) = recalls(talk, talk.ask(asking, Said("I see.")))
+    many = Said(calls=(recall(id=talk.hint), *(recall(query=f"vault {n}") for n in range(7))))
+    full = recalls(talk, talk.ask(many, many, Said("I see."), text=prose(random.Random(1), 4_200)))
+    assert (away["reason"], away["tokens"], away["ids"]) == ("away", 0, [])
+    assert "full" in {one["reason"] for one in full}
+
+
+def test_a_turn_that_was_recorded_with_less_is_told_as_it_was(talk):
+    got = talk.ask(Said(calls=(recall(id=talk.hint),)), Said("I see."))
+    few = [{"call": "c", "asked": "zzzzzzzz", "found": False, "seconds": 0.1}]
+    written = "convert_to(jsonb_set(convert_from(record, 'UTF8')::jsonb, '{recalls}', '%s')::text, 'UTF8')"
+    run_sql(talk.dsn, f"update infold.attempts set record = {written % json.dumps(few)}")
+    assert recalls(talk, got) == few

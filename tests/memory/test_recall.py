@@ -61,6 +61,19 @@ def test_a_stretch_comes_back_word_for_word_as_far_as_it_fits():
     assert count(part.text) <= 600
 
 
+def test_it_tells_the_ids_of_all_that_it_brings_and_their_tokens():
+    search = folded()
+    stretch = search.frozen.stretches[0]
+    ids = [message_hint(search.line.nodes[i]) for i in range(stretch.start, stretch.stop)]
+    whole, part = ask(search, room=50_000, id=stretch.id), ask(search, room=600, id=stretch.id)
+
+    assert list(whole.ids) == ids
+    assert list(part.ids) == ids[: len(part.ids)]
+    assert 0 < len(part.ids) < len(ids)
+    assert all(recalled.tokens == count(recalled.text) for recalled in (whole, part))
+    assert message_hint(search.line.nodes[0]) in ask(search, query="when does the otter pool open?").ids
+
+
 def test_the_ids_of_what_did_not_fit_bring_it():
     search = folded()
     stretch = search.frozen.stretches[0]
