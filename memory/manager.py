@@ -43,7 +43,7 @@ from memory.plan import Rollover, Writer, roll
 from memory.prepared import Caller, Dialect, Prepared, Seen, bill
 from memory.prompts import digest_text, session_nonce, shortened_text
 from memory.recall import Recall
-from memory.recall_tool import RecallTool
+from memory.recall_tool import RecallTool, may_stand
 from memory.recorder import Ended, Kept, Opening, Recorder
 from memory.reinject import Search, reinject
 from memory.seal import without_sealed
@@ -257,6 +257,7 @@ class MemoryManager:
         return replace(counted, line=continued(earlier, counted.line), tokens=(*tokens, *counted.tokens))
 
     def _rollover(self, wire: Prepared, counted: Counted, budget: Budget, dialect: Dialect) -> Rollover:
+        can_recall = counted.tool_tokens > 0 and may_stand(wire.body, dialect)
         return Rollover(
             line=counted.line,
             tokens=counted.weights,
@@ -265,7 +266,7 @@ class MemoryManager:
             digest_share=self._settings.compression.digest_share,
             count=self._counting(wire.model),
             weigh=partial(self._counter.message, encoding=wire.model.encoding),
-            writer=writer(dialect),
+            writer=writer(dialect, can_recall),
         )
 
     def _counting(self, model: Model) -> Callable[[str], int]:
@@ -404,9 +405,9 @@ class MemoryManager:
         return spent
 
 
-def writer(dialect: Dialect) -> Writer:
+def writer(dialect: Dialect, can_recall: bool = False) -> Writer:
     return Writer(
-        digest=digest_text,
+        digest=partial(digest_text, can_recall=can_recall),
         message=dialect.message_json,
         results=dialect.results,
         words=dialect.words,

@@ -121,6 +121,11 @@ def render(
     return (body, False) if offering is None else (offering, True)
 
 
+def may_stand(body: bytes, dialect: Dialect) -> bool:
+    """May the tool stand in a request? The client can have one of that name, or ask in a way that takes none."""
+    return dialect.with_tool(body, RECALL, tool_json(dialect)) is not None
+
+
 def tool_json(dialect: Dialect) -> bytes:
     return dialect.tool_json(RECALL, RECALL_USE, RECALL_TAKES)
 
