@@ -51,6 +51,10 @@ RECALL_TAKES: Mapping[str, object] = {
     },
 }
 ONLY_BEGINNING = "(Only its beginning fits. For the rest, ask by a query that says what you look for in it.)"
+STANDS_ABOVE = (
+    "This stands above already, in an earlier result of recall: look for [#{hint}]. "
+    "Ask again once it is not there any more."
+)
 TOO_MANY_RECALLS = "That are too many recalls at once. Ask for this one again."
 NO_MORE_RECALLS = "There are no more recalls for this answer. Answer now, with what you have."
 LAST_RECALL = "\n(That was the last recall for this answer: go on with what you have.)"

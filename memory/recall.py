@@ -19,7 +19,7 @@ from memory.bring import Bring, noted
 from memory.identify import message_hint
 from memory.plan import MESSAGE_TOKENS
 from memory.prepared import Caller, Offer
-from memory.prompts import ONLY_BEGINNING, RECALL, Noted, block_text, missing_text
+from memory.prompts import ONLY_BEGINNING, RECALL, STANDS_ABOVE, Noted, block_text, missing_text
 from memory.reinject import BEST, Search, cost, fitting, left, named, quoted, relevant, spans_by_hint
 from memory.search import Quote as ItemQuote
 from memory.similar import Similar
@@ -90,9 +90,9 @@ class Recall:
             return Recalled(asked, full, Lack.FULL)
         named_by = ID.fullmatch(wanted.id.strip().lower()) if wanted.id else None
         if named_by is not None:
-            return await self._named(caller, offer.search, named_by[1], room)
+            return once(offer, await self._named(caller, offer.search, named_by[1], room))
         if wanted.query and wanted.query.strip():
-            return await self._found(caller, offer.search, wanted.query.strip(), room)
+            return once(offer, await self._found(caller, offer.search, wanted.query.strip(), room))
         misshapen = f"{asked!r} is no id: one has 8 characters, as in [#a2b3c4d5]. Or give a query."
         return Recalled(asked, misshapen, Lack.MISSHAPEN)
 
@@ -136,6 +136,21 @@ def read(arguments: str) -> Wanted | str:
 
 def recalled(search: Search, asked: str, found: Told) -> Recalled:
     return Recalled(asked, found.text, ids=found.ids, tokens=search.count(found.text))
+
+
+def once(offer: Offer, found: Recalled) -> Recalled:
+    """The same; a line in its place where an earlier result that stands in the prompt tells it word for word."""
+    if not found.ids or not any(tells(offer.search, raw, found) for raw in offer.messages):
+        return found
+    return replace(found, text=STANDS_ABOVE.format(hint=found.ids[0]), tokens=0)
+
+
+def tells(search: Search, raw: bytes, found: Recalled) -> bool:
+    """Is it in a message of results?"""
+    if found.ids[0].encode() not in raw:
+        return False
+    message = search.writer.read(raw)
+    return message.role == "tool" and found.text in message.text
 
 
 def passage(search: Search, span: range, room: int) -> Told:

@@ -133,6 +133,28 @@ def test_a_model_that_takes_no_such_tool_is_asked_without_it_from_then_on(house)
     assert tool_names(talk.prompts[0])[-1] == "recall"
 
 
+@each_way
+def test_what_stands_above_is_pointed_to_until_it_has_left_the_prompt(house, stream):
+    """In the same turn, and in later ones."""
+    talk = house.talk()
+    asking = Said(calls=(recall(id=talk.hint),))
+    talk.ask(asking, asking, Said("I see."), stream=stream)
+    passage, pointer = talk.speaks.results_in(talk.prompts[1])[0], talk.speaks.results_in(talk.prompts[2])[-1]
+    assert talk.secret in passage
+    assert "in an earlier result of recall" in pointer
+
+    talk.ask(asking, Said("I see."), stream=stream)
+    assert talk.speaks.results_in(talk.prompts[1]) == [pointer]
+    assert " ".join(talk.speaks.said_in(talk.prompts[1])).count(talk.secret) == 1
+
+    while talk.secret in talk.prompts[0]:
+        talk.ask(Said("Yes."), text=prose(random.Random(1), 400))
+    talk.ask(asking, Said("I see."), stream=stream)
+    (again,) = talk.speaks.results_in(talk.prompts[1])
+    assert talk.secret in again
+    assert "in an earlier result of recall" not in again
+
+
 def way_back(talk: Talk, prompt: Any) -> str:
     """How the digest says that a passage comes back."""
     (way,) = WAY.findall(" ".join(talk.speaks.said_in(prompt)))
