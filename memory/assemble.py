@@ -113,6 +113,14 @@ def verbatim(
         yield Piece(raw, Placement(position, position + 1, Form.FULL, counted.tokens[position], why))
 
 
+def at_positions(path: Line, asides: Sequence[tuple[bytes, Aside]]) -> dict[int, Aside]:
+    """By the positions of their answers."""
+    if not asides:
+        return {}
+    positions = {node: i for i, node in enumerate(path.nodes)}
+    return {positions[node]: aside for node, aside in asides if node in positions}
+
+
 def with_asides(counted: Counted, asides: Mapping[int, Aside], frozen: Frozen | None) -> Counted:
     """With those that stand in a prompt: a rollover has kept some, all since are there."""
     if frozen is None:

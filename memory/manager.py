@@ -5,7 +5,7 @@ writes down what they decided. No model is called here, but for the embedding of
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime
 from functools import partial
 from hashlib import blake2b
@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 from msgspec.structs import replace
 
-from memory.assemble import Counted, assemble, kept_asides, stable_pieces, with_asides
+from memory.assemble import Counted, assemble, at_positions, kept_asides, with_asides
 from memory.bounded import Bounded
 from memory.bring import Bring
 from memory.budget import budget as budget_for
@@ -22,7 +22,6 @@ from memory.embed import Embedder
 from memory.errors import CannotFit, InvalidRequest, StoreError
 from memory.explain import explain
 from memory.fold import (
-    ASKING_TOKENS,
     Standing,
     block_room,
     cut_to_fit,
@@ -41,9 +40,10 @@ from memory.lexical import Terms, terms
 from memory.messages import DIGEST_BYTES, ChatRequest, Message, spoken
 from memory.models import RELATIVE_PRICES, ModelTable
 from memory.plan import Rollover, Writer, roll
-from memory.prepared import Caller, Dialect, Offer, Prepared, Seen, bill
-from memory.prompts import RECALL, RECALL_TAKES, RECALL_USE, digest_text, session_nonce, shortened_text
-from memory.recall import UNANSWERED, Recall, Recalled
+from memory.prepared import Caller, Dialect, Prepared, Seen, bill
+from memory.prompts import digest_text, session_nonce, shortened_text
+from memory.recall import Recall
+from memory.recall_tool import RecallTool, may_stand
 from memory.recorder import Ended, Kept, Opening, Recorder
 from memory.reinject import Search, reinject
 from memory.seal import without_sealed
@@ -54,7 +54,7 @@ from memory.store.pool import Pool
 from memory.store.turns import attempt_id, load_path, storable
 from memory.store.usage import Spent
 from memory.tokens import REPLY_TOKENS, Counter, is_measured
-from memory.types import Aside, Block, Budget, Mode, Model, Usage
+from memory.types import Block, Budget, Mode, Model, Usage
 
 log = structlog.get_logger()
 
@@ -63,8 +63,6 @@ LINES_BYTES = 16 * 1024 * 1024  # of conversations whose nodes and tokens this p
 COUNT_MARGIN = 1.02  # texts differ in how much more a provider counts
 MOST_FACTOR = 2.0  # no vocabulary of today needs more tokens than that
 STAY_FROM = 0.5  # of the trigger: a line that was folded and is shorter than that is a wire again
-RECALL_SHARE = 1 / 8  # of the window, that one answer may bring back by the recall tool
-RESULT_TOKENS = 48  # of a result beside what it brings back
 EMBED_FROM = 0.5  # of the trigger: shorter sessions are never embedded
 
 Whose = tuple[bytes, bytes]  # a tenant, and a key of its own
@@ -89,14 +87,13 @@ class MemoryManager:
         self._counter = counter
         self._similar = Similar(pool, embedder)
         self._bring = bring
-        self._recall = Recall(self._similar, bring)
         self.models = models
         self.spending = Spending(pool)
         self._lines: Bounded[bytes, Seen] = Bounded(LINES_BYTES, lambda seen: seen.size)  # by their first node
         # provider's tokens by ours, of model and upstream
         self._factors: Bounded[tuple[str, str], float] = Bounded(1_000)
-        self._withheld: Bounded[tuple[bytes, str, str], bool] = Bounded(1_000)  # where our tool is refused
         self._held = Held(pool, self.forget, is_hearing)
+        self.recall_tool = RecallTool(settings, counter, self._held, Recall(self._similar, bring))
         self._known = KnownLines(pool, recorder, self._held)
         self._terms: Bounded[Whose, Terms] = Bounded(600_000, lambda found: len(found.counts) + 8)  # by digest
 
@@ -209,7 +206,7 @@ class MemoryManager:
             known, held = held, await self._held.of(wire.caller.tenant, anew=True)
             if held.number != known.number:  # what was gathered may tell what was isolated since
                 return await self._fold(wire, asked, budget, dialect)
-        wire, offered = replace(wire, held=held), self._tool_tokens(wire, dialect)
+        wire, offered = replace(wire, held=held), self.recall_tool.tokens(wire, dialect)
         counted = replace(counted, line=without_sealed(counted.line, held.seals), tool_tokens=offered)
         before = usable(counted.line, [frozen for _, frozen in state.frozen], asked.asked.dialect)
         counted = with_asides(counted, at_positions(counted.line, state.asides), before)
@@ -260,6 +257,7 @@ class MemoryManager:
         return replace(counted, line=continued(earlier, counted.line), tokens=(*tokens, *counted.tokens))
 
     def _rollover(self, wire: Prepared, counted: Counted, budget: Budget, dialect: Dialect) -> Rollover:
+        can_recall = counted.tool_tokens > 0 and may_stand(wire.body, dialect)
         return Rollover(
             line=counted.line,
             tokens=counted.weights,
@@ -268,7 +266,7 @@ class MemoryManager:
             digest_share=self._settings.compression.digest_share,
             count=self._counting(wire.model),
             weigh=partial(self._counter.message, encoding=wire.model.encoding),
-            writer=writer(dialect),
+            writer=writer(dialect, can_recall),
         )
 
     def _counting(self, model: Model) -> Callable[[str], int]:
@@ -301,12 +299,7 @@ class MemoryManager:
         if stood is not None and block is not stood:
             block = replace(block, asked=len(counted.line), paid_tokens=0)
         pieces = assemble(counted, frozen, blocks)
-        messages, stable = tuple(piece.raw for piece in pieces), stable_pieces(pieces)
-        forwarded = counted.fixed + sum(piece.placement.tokens for piece in pieces)
-        can_ask = forwarded + counted.tool_tokens + ASKING_TOKENS <= now.budget.limit
-        body, offers = self._written(counted.asked, messages, stable, dialect, can_ask and counted.tool_tokens > 0)
-        forwarded += counted.tool_tokens if offers else 0
-        share = int(min(self._settings.recall.max_share, RECALL_SHARE) * now.budget.window)
+        body, forwarded, offer = self.recall_tool.written(now, search, pieces, dialect)
         direct, ours = saved_input(before, forwarded, why is not None, written_anew(now, stood, block))
         folded = replace(
             wire,
@@ -316,7 +309,7 @@ class MemoryManager:
             rolled=why,
             saved_usd=direct - ours if wire.model.prices else None,
             record=explain(before, why, pieces, frozen, block),
-            offer=Offer(search, messages, stable, now.budget.limit - forwarded, share) if offers else None,
+            offer=offer,
         )
         return folded, block if block is not stood else None
 
@@ -374,78 +367,6 @@ class MemoryManager:
             forwarded_tokens=counted.fixed + sum(piece.placement.tokens for piece in pieces),
         )
 
-    # The recall tool: it stands in folded requests, and what the model asks of it is answered here.
-
-    def _written(
-        self, asked: ChatRequest, messages: Sequence[bytes], stable: int, dialect: Dialect, can_ask: bool
-    ) -> tuple[bytes, bool]:
-        """The body to forward, and whether our tool stands in it."""
-        body = dialect.render(asked, messages, stable)
-        offering = dialect.with_tool(body, RECALL, tool_json(dialect)) if can_ask else None
-        return (body, False) if offering is None else (offering, True)
-
-    def _tool_tokens(self, wire: Prepared, dialect: Dialect) -> int:
-        """Of our tool; 0 where it does not stand."""
-        if self._settings.recall_tool == "off" or whose_model(wire) in self._withheld:
-            return 0
-        return self._counter.schemas((b"[" + tool_json(dialect) + b"]",), wire.model.encoding)
-
-    def without_tool(self, prepared: Prepared, dialect: Dialect) -> Prepared:
-        """The same request without our tool: not every model takes tools, or takes them beside a JSON schema."""
-        assert prepared.offer is not None
-        body = dialect.render(prepared.asked, prepared.offer.messages, prepared.offer.stable)
-        tokens = (prepared.forwarded_tokens or 0) - self._tool_tokens(prepared, dialect)
-        return replace(prepared, body=body, offer=None, forwarded_tokens=tokens, attempt=attempt_id())
-
-    def withhold(self, prepared: Prepared) -> None:
-        """A model was refused with our tool and answered without: it gets it no more, as long as this process runs."""
-        self._withheld.put(whose_model(prepared), True)
-
-    async def recall(self, prepared: Prepared, arguments: str, room: int) -> Recalled:
-        """What a call of our tool brings back, in at most about so many tokens; nothing that was isolated since."""
-        assert prepared.offer is not None
-        now = await self._held.of(prepared.caller.tenant)
-        if prepared.held is None or now.number != prepared.held.number:
-            return UNANSWERED
-        return await self._recall.answer(prepared.caller, prepared.offer, arguments, room)
-
-    def room_to_recall(self, prepared: Prepared, said: bytes, calls: int, dialect: Dialect) -> int:
-        """Tokens that each call may bring back, once the answer that made them stands in the prompt."""
-        assert prepared.offer is not None
-        left = prepared.offer.room - sum(self._weights(prepared, (said,), dialect)) - calls * RESULT_TOKENS
-        return min(prepared.offer.share, left) // calls
-
-    def go_on(self, prepared: Prepared, more: Sequence[bytes], dialect: Dialect, may_call: bool) -> Prepared | None:
-        """The same request with more messages at its end; None where they do not fit.
-
-        Args:
-            may_call: False: the model is to answer in words, be it that the client wanted a call.
-        """
-        assert prepared.offer is not None
-        offer, tokens = prepared.offer, sum(self._weights(prepared, more, dialect))
-        if tokens > offer.room:
-            return None
-        messages = (*offer.messages, *more)
-        body, _ = self._written(prepared.asked, messages, offer.stable, dialect, can_ask=True)
-        body = body if may_call else dialect.without_calls(body)
-        offer = replace(offer, messages=messages, room=offer.room - tokens)
-        return replace(prepared, body=body, offer=offer, forwarded_tokens=(prepared.forwarded_tokens or 0) + tokens)
-
-    def aside(self, prepared: Prepared, messages: Sequence[bytes], whole: bool, dialect: Dialect) -> Aside:
-        """What was said before an answer, as it will be sent again."""
-        return Aside(tuple(messages), self._weights(prepared, messages, dialect), whole, prepared.asked.dialect)
-
-    def _weights(self, prepared: Prepared, raws: Sequence[bytes], dialect: Dialect) -> tuple[int, ...]:
-        return tuple(self._counter.messages([dialect.message_of(raw) for raw in raws], prepared.model.encoding))
-
-    def _with_aside(self, prepared: Prepared, ended: Ended) -> Prepared:
-        """With what was said before the answer, to be written with it."""
-        if ended.aside is None or not ended.answers:
-            return prepared
-        node = child(prepared.caller.tenant, prepared.line.tip, ended.answers[0])
-        row = self._known.remember_aside(prepared.caller.tenant, prepared.line, node, ended.aside, prepared.held)
-        return replace(prepared, folds=(*prepared.folds, row))
-
     # Record: the turn, durably.
 
     def session(self, prepared: Prepared) -> str:
@@ -459,6 +380,14 @@ class MemoryManager:
         """Write the end of a turn; returns when it is safe, or counted as unrecorded."""
         ended = replace(ended, record={**ended.record, **bill(prepared, ended)})
         return await self._recorder.close(self._with_aside(prepared, ended).to_record(), opening, ended)
+
+    def _with_aside(self, prepared: Prepared, ended: Ended) -> Prepared:
+        """With what was said before the answer, to be written with it."""
+        if ended.aside is None or not ended.answers:
+            return prepared
+        node = child(prepared.caller.tenant, prepared.line.tip, ended.answers[0])
+        row = self._known.remember_aside(prepared.caller.tenant, prepared.line, node, ended.aside, prepared.held)
+        return replace(prepared, folds=(*prepared.folds, row))
 
     def spend(self, prepared: Prepared, ended: Ended, now: datetime) -> Spent | None:
         """Note what a turn took, and whether it rolled over; gives what was noted, if there was anything."""
@@ -476,9 +405,9 @@ class MemoryManager:
         return spent
 
 
-def writer(dialect: Dialect) -> Writer:
+def writer(dialect: Dialect, can_recall: bool = False) -> Writer:
     return Writer(
-        digest=digest_text,
+        digest=partial(digest_text, can_recall=can_recall),
         message=dialect.message_json,
         results=dialect.results,
         words=dialect.words,
@@ -486,19 +415,3 @@ def writer(dialect: Dialect) -> Writer:
         read=dialect.message_of,
         shortened=shortened_text,
     )
-
-
-def whose_model(prepared: Prepared) -> tuple[bytes, str, str]:
-    return prepared.caller.tenant, prepared.asked.model, prepared.caller.upstream
-
-
-def tool_json(dialect: Dialect) -> bytes:
-    return dialect.tool_json(RECALL, RECALL_USE, RECALL_TAKES)
-
-
-def at_positions(path: Line, asides: Sequence[tuple[bytes, Aside]]) -> dict[int, Aside]:
-    """By the positions of their answers."""
-    if not asides:
-        return {}
-    positions = {node: i for i, node in enumerate(path.nodes)}
-    return {positions[node]: aside for node, aside in asides if node in positions}

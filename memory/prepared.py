@@ -9,7 +9,7 @@ import msgspec
 from memory.held import Known
 from memory.identify import Line, text_id
 from memory.messages import ChatRequest, Message
-from memory.prices import usage_cost
+from memory.prices import input_cost, usage_cost
 from memory.recorder import Asked, Ended
 from memory.reinject import Search
 from memory.store.turns import FoldRow
@@ -122,9 +122,20 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 def bill(prepared: Prepared, ended: Ended) -> dict[str, float]:
-    """Dollars, and what the same turn would have cost directly; nothing where prices or usage are not known."""
+    """Dollars, and what the same turn would have cost directly; nothing where prices or usage are not known.
+
+    Directly there are no hidden requests: only what the client asked for is in `saved_usd`, and in `ended.direct`.
+    """
     prices = prepared.model.prices
     if not prices or not ended.usage:
         return {}
     cost = usage_cost(ended.usage, prices)
-    return {"cost_usd": round(cost, 9), "direct_usd": round(cost + (prepared.saved_usd or 0.0), 9)}
+    direct = usage_cost(ended.direct or ended.usage, prices) + (prepared.saved_usd or 0.0)
+    return {"cost_usd": round(cost, 9), "direct_usd": round(direct, 9)}
+
+
+def going_on_cost(before: Prepared, after: Prepared) -> float:
+    """Dollars, about, of what a hidden request reads: the prompt before it from the cache, but not without our tool."""
+    prices, tokens = after.model.prices, after.forwarded_tokens or 0
+    cached_tokens = (before.forwarded_tokens or 0) if after.offer is not None else 0
+    return input_cost(tokens, cached_tokens, prices) if prices else 0.0

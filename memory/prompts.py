@@ -18,8 +18,11 @@ LOOK_ALIKE = re.compile(r"(?<=\n)(?=\[#[a-z2-7]{8}\]|(?:user|assistant|system|de
 
 DIGEST_HEADING = (
     "Earlier part of this conversation, shortened to fit. It is a record, not a request. Everything is kept in full; "
-    "to have a passage back word for word, write its id, such as [#{example}]."
+    "to have a passage back word for word, {way}."
 )
+BY_WRITING = "write its id, such as [#{example}]"
+# A digest stays as it is where the tool goes, so its words hold without it as well.
+BY_RECALLING = "call the tool {name} with its id, such as [#{example}], or write the id if there is no such tool"
 DIGEST_FOOTING = "The conversation goes on below."
 BLOCK_HEADING = (
     "<earlier-messages id={nonce}>\n"
@@ -48,6 +51,10 @@ RECALL_TAKES: Mapping[str, object] = {
     },
 }
 ONLY_BEGINNING = "(Only its beginning fits. For the rest, ask by a query that says what you look for in it.)"
+STANDS_ABOVE = (
+    "This stands above already, in an earlier result of recall: look for [#{hint}]. "
+    "Ask again once it is not there any more."
+)
 TOO_MANY_RECALLS = "That are too many recalls at once. Ask for this one again."
 NO_MORE_RECALLS = "There are no more recalls for this answer. Answer now, with what you have."
 LAST_RECALL = "\n(That was the last recall for this answer: go on with what you have.)"
@@ -80,10 +87,12 @@ def session_nonce(tenant: bytes, first_node: bytes) -> str:
     return blake2b(first_node, digest_size=4, key=tenant).hexdigest()
 
 
-def digest_text(stretches: Sequence[Stretch]) -> str:
+def digest_text(stretches: Sequence[Stretch], can_recall: bool = False) -> str:
+    """`can_recall`: the recall tool stands in the request for which it is made."""
     example = stretches[-1].id if stretches else "a2b3c4d5"
+    way = (BY_RECALLING if can_recall else BY_WRITING).format(name=RECALL, example=example)
     told = "\n".join(stretch_text(stretch) for stretch in stretches)
-    return f"{DIGEST_HEADING.format(example=example)}\n\n{told}\n\n{DIGEST_FOOTING}"
+    return f"{DIGEST_HEADING.format(way=way)}\n\n{told}\n\n{DIGEST_FOOTING}"
 
 
 def stretch_text(stretch: Stretch) -> str:

@@ -72,7 +72,8 @@ class Ended(msgspec.Struct, frozen=True):
     status: str  # "answered", "partial", "failed"
     answers: tuple[Message, ...]
     record: Mapping[str, object]
-    usage: Usage | None = None
+    usage: Usage | None = None  # of all its requests
+    direct: Usage | None = None  # of the one request that the client would have made, where we made more
     aside: Aside | None = None  # what was said before the answer that the client did not see
 
 

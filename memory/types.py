@@ -1,5 +1,6 @@
 """The nouns of context management: budgets, forms, plans, prices, turns."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 
 import msgspec
@@ -197,3 +198,13 @@ class Usage(msgspec.Struct, frozen=True):
             self.cached_tokens + other.cached_tokens,
             self.output_tokens + other.output_tokens,
         )
+
+
+def in_all(usages: Sequence[Usage]) -> Usage | None:
+    return sum(usages[1:], usages[0]) if usages else None
+
+
+def as_one(usages: Sequence[Usage]) -> Usage | None:
+    """Of one request in place of several that go on from each other: it reads what the first one read, and what the
+    last one says is its answer."""
+    return replace(usages[0], output_tokens=usages[-1].output_tokens) if usages else None

@@ -36,11 +36,12 @@ from memory.table import known_models
 from memory.tokens import Counter
 from memory.whole import Memory, memory
 from proxy import logs, manage
-from proxy.chat import Parts, managed, send_on
+from proxy.chat import managed, send_on
 from proxy.config import Config, load
 from proxy.exchange import Exchange
 from proxy.household import database, job_worker, providers
 from proxy.metrics import Metrics
+from proxy.parts import Parts
 from proxy.rest.table import routes
 from proxy.tunnel import connection_of, tunnel
 from proxy.upstreams import Upstreams

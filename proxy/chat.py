@@ -2,81 +2,37 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import structlog
 from msgspec.structs import replace
 
-from memory.identify import place
-from memory.manager import MemoryManager
-from memory.nouns import utc_now
 from memory.prepared import Caller, Prepared
 from memory.recall import UNANSWERED, Recalled
-from memory.recorder import Ended, Kept, Opening, Recorder
-from memory.store.pool import Pool
-from memory.told import Overflow, overflow_in_error
-from memory.types import Aside, Mode
-from memory.whole import Memory
+from memory.told import overflow_in_error
+from memory.types import Mode
 from proxy.answer import Heard, answer_for, header
-from proxy.config import Config
+from proxy.attempt import Attempt
 from proxy.errors import ClientGone, ProxyError, Unreachable, UpstreamCut
 from proxy.exchange import Exchange, Headers, while_client_stays
-from proxy.metrics import Metrics
+from proxy.parts import Parts, fail_open
 from proxy.recalling import Recalling, Ways
 from proxy.relay import relay
 from proxy.tenants import session_label, tenant_of
 from proxy.upstream import Reply, Sending
-from proxy.upstreams import REFUSING, Question, Upstreams, Way
-from proxy.windows import Windows
+from proxy.upstreams import REFUSING, Question, Way
 from proxy.wire.dialects import Dialect
 from proxy.wire.encoding import decoded
-from proxy.wire.parser import Parser
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-
 OFF = frozenset((b"off", b"false", b"no", b"0"))  # privacy does not hang on a spelling
 LARGE_BYTES = 256 * 1024  # from here on a body is parsed in a thread, so that it stalls nobody
-LOOK_AFTER_SECONDS = 0.05  # a turn was recorded, so that its last bytes are gone before
 UNTAKEN = frozenset((400, 422))  # what a provider says to a tool that it does not take
 ERROR_BYTES = 64 * 1024  # of a refusal are read to see whether the prompt was too long
-
-
-@dataclass(slots=True)
-class Parts:
-    """What `app.py` wired together."""
-
-    config: Config
-    memory: MemoryManager
-    upstreams: Upstreams
-    windows: Windows
-    metrics: Metrics
-    pool: Pool
-    recorder: Recorder
-    pepper: bytes | None = field(default=None, repr=False)  # None: the database has not been reached yet
-    whole: Memory | None = None  # what programs do with the memory; None: the database has not been reached yet
-    listeners: set[object] = field(default_factory=set)  # open streams of events
-    background: set[asyncio.Task[Any]] = field(default_factory=set)
-    parsers: dict[str, Parser] = field(default_factory=dict)  # by dialect
-    parsing: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    def parser(self, dialect: Dialect) -> Parser:
-        found = self.parsers.get(dialect.shape.dialect)
-        if found is None:
-            found = self.parsers[dialect.shape.dialect] = Parser(dialect.shape)
-        return found
-
-    def later(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
-        """Run something beside the request; the end of the program waits for it."""
-        task = asyncio.create_task(work)
-        self.background.add(task)
-        task.add_done_callback(self.background.discard)
-        return task
 
 
 async def managed(parts: Parts, exchange: Exchange, dialect: Dialect) -> None:
@@ -143,16 +99,6 @@ async def squeeze(parts: Parts, way: Way, dialect: Dialect) -> bytes | None:
     return parts.memory.squeeze(asked, dialect.writing, way.upstream.base_url) if asked is not None else None
 
 
-async def fail_open(parts: Parts, work: Awaitable[T], otherwise: T) -> T:
-    """What memory gives; `otherwise` when it failed. A bug of ours never becomes the user's failure."""
-    try:
-        return await work
-    except Exception as error:  # the one broad except in the house: we fail open, here only
-        parts.metrics.passed_through.labels(type(error).__name__).inc()
-        log.exception("going on without memory")
-        return otherwise
-
-
 # Who asks, and what.
 
 
@@ -214,31 +160,30 @@ class Conversation:
         self._way = way
         self._dialect = dialect
         self._started = started
-        self._first_byte: float | None = None
-        self._recalling: Recalling | None = None  # where the model may ask the memory
         self._bare: Prepared | None = None  # what goes out without our tool, in place of a refused request
-        self._is_reported = False
 
     async def run(self, prepared: Prepared, may_retry: bool = True) -> None:
         """Forward, relay, record. What is refused may be sent once more: compacted if it was too long, elsewhere if
         the upstream has a fallback."""
-        opening = await fail_open(self._parts, self._open(prepared), None)
+        attempt = Attempt(self._parts, prepared, self._way, self._started)
+        await attempt.open()
         try:
             async with self._send(prepared) as reply:
-                again = await self._again(prepared, reply, may_retry) if reply.status >= 400 else None
+                attempt.answered(prepared, reply.status)
+                again = await self._again(attempt, reply, may_retry) if reply.status >= 400 else None
                 if not isinstance(again, Again):
-                    answering = await self._heard(prepared, opening, reply)
-                    return await self._relay(prepared, opening, answering, refusal=again)
+                    answer = await self._heard(attempt, reply)
+                    return await self._relay(attempt, answer, refusal=again)
         except ProxyError as error:
-            if self._first_byte is not None or isinstance(error, ClientGone):
+            if attempt.first_byte is not None or isinstance(error, ClientGone):
                 raise
             unsent = isinstance(error, Unreachable) and error.should_retry
             elsewhere = await self._elsewhere(prepared, str(error), None) if unsent else None
             if elsewhere is None:
-                await self._record(prepared, opening, "failed", partial(Heard, error=str(error)), None)
+                await attempt.end("failed", partial(Heard, error=str(error)), None)
                 raise
             again = elsewhere
-        await self._record(prepared, opening, "failed", partial(Heard, error=again.reason), again.status)
+        await attempt.end("failed", partial(Heard, error=again.reason), again.status)
         self._way = again.way
         await self.run(again.prepared, again.may_retry)
 
@@ -253,41 +198,40 @@ class Conversation:
             headers = [(name, b"identity" if name == b"accept-encoding" else value) for name, value in headers]
         return way.upstream.send(self._exchange.method, self._exchange.path, way.query, headers, body)
 
-    async def _heard(self, prepared: Prepared, opening: Opening | None, reply: Reply) -> Reply | Recalling:
+    async def _heard(self, attempt: Attempt, reply: Reply) -> Reply | Recalling:
         """The answer as the client will see it."""
-        self._recalling = None
+        prepared, tool = attempt.prepared, self._parts.memory.recall_tool
         if prepared is self._bare and reply.status < 400:
-            self._parts.memory.withhold(prepared)
+            tool.withhold(prepared)
             log.warning("this model gets no recall tool any more", model=prepared.asked.model, upstream=self._way.name)
         if prepared.offer is None or reply.status >= 400:
             return reply
-        ways = Ways(self._recall, self._send)
-        self._recalling = Recalling(self._parts.memory, prepared, self._dialect, reply, ways)
+        ways = Ways(self._recall, self._send, attempt.answered)
+        attempt.recalling = Recalling(tool, prepared, self._dialect, reply, ways)
         try:
-            await self._recalling.settle()
+            await attempt.recalling.settle()
         except asyncio.CancelledError:  # the client left
-            self._parts.later(self._record(prepared, opening, "partial", Heard, reply.status))
+            self._parts.later(attempt.end("partial", Heard, reply.status))
             raise
-        return self._recalling
+        return attempt.recalling
 
     async def _recall(self, prepared: Prepared, arguments: str, room: int) -> Recalled:
-        recalled = await fail_open(self._parts, self._parts.memory.recall(prepared, arguments, room), UNANSWERED)
+        answering = self._parts.memory.recall_tool.answer(prepared, arguments, room)
+        recalled = await fail_open(self._parts, answering, UNANSWERED)
         self._parts.metrics.recalls.labels("yes" if recalled.found else "no").inc()
         return recalled
 
-    async def _aside(self) -> Aside | None:
-        return self._recalling.aside if self._recalling is not None else None
-
-    async def _again(self, prepared: Prepared, reply: Reply, may_retry: bool) -> "Again | bytes | None":
+    async def _again(self, attempt: Attempt, reply: Reply, may_retry: bool) -> "Again | bytes | None":
         """For a refusal: what goes out in its place; else its body, as far as it was read."""
+        prepared = attempt.prepared
         if reply.status in REFUSING:
             elsewhere = await self._elsewhere(prepared, f"the upstream answered {reply.status}", reply.status)
             if elsewhere is not None:
                 return elsewhere
-        shorter = await self._shorter(prepared, reply) if may_retry else None
+        shorter = await self._shorter(attempt, reply) if may_retry else None
         if isinstance(shorter, Again) or prepared.offer is None or reply.status not in UNTAKEN:
             return shorter
-        self._bare = self._parts.memory.without_tool(prepared, self._dialect.writing)
+        self._bare = self._parts.memory.recall_tool.without(prepared, self._dialect.writing)
         return Again(self._bare, self._way, "refused, perhaps for our tool", reply.status, may_retry=False)
 
     async def _elsewhere(self, prepared: Prepared, reason: str, status: int | None) -> Again | None:
@@ -303,31 +247,29 @@ class Conversation:
         self._parts.metrics.fallbacks.labels(self._way.name, way.name).inc()
         return Again(planned, way, reason, status, may_retry=True)
 
-    async def _shorter(self, prepared: Prepared, reply: Reply) -> Again | bytes:
+    async def _shorter(self, attempt: Attempt, reply: Reply) -> Again | bytes:
         """For a refusal: the request once more and shorter, if it was too long; else the refusal's body, read."""
         refusal = await read_some(reply)
         text = decoded(refusal, header(reply.headers, b"content-encoding"))
         overflow = overflow_in_error(reply.status, text) if text is not None else None
         if overflow is None:
             return refusal
-        learn(self._parts, prepared, overflow)
-        planning = prepare(self._parts, prepared.caller, self._way, self._dialect)
+        attempt.learn(overflow)
+        planning = prepare(self._parts, attempt.prepared.caller, self._way, self._dialect)
         again = await fail_open(self._parts, planning, None)
-        if again is None or again.is_untouched or again.body == prepared.body:
+        if again is None or again.is_untouched or again.body == attempt.prepared.body:
             return refusal
         return Again(again, self._way, "context_length_exceeded", 400, may_retry=False)
 
-    async def _relay(
-        self, prepared: Prepared, opening: Opening | None, reply: Reply | Recalling, refusal: bytes | None
-    ) -> None:
+    async def _relay(self, attempt: Attempt, reply: Reply | Recalling, refusal: bytes | None) -> None:
         """Pass bytes on as they come; the terminal ones wait until the turn is safe."""
         exchange, answer, recorded = self._exchange, answer_for(reply.headers, self._dialect), False
-        headers = [*reply.headers, *await fail_open(self._parts, self._notes(prepared), ())]
-        self._first_byte = time.perf_counter()
+        headers = [*reply.headers, *await attempt.notes()]
+        attempt.first_byte = time.perf_counter()
         try:
             if has_no_body(exchange.method, reply):
                 recorded = True
-                await self._record(prepared, opening, status_of(reply), answer.heard, reply.status)
+                await attempt.end(status_of(reply), answer.heard, reply.status)
             await exchange.start(reply.status, headers)
             async with aclosing(chunks(reply, refusal)) as body:
                 async for chunk in body:
@@ -335,135 +277,24 @@ class Conversation:
                         await exchange.send(ready)
                     if answer.is_terminal and not recorded:
                         recorded = True
-                        await self._record(prepared, opening, status_of(reply), answer.heard, reply.status)
-                        self._report(prepared, reply)
+                        await attempt.end(status_of(reply), answer.heard, reply.status)
+                        attempt.report(reply.status)
                         await exchange.send(answer.held)
             if not recorded:
                 recorded = True
-                await self._record(prepared, opening, status_of(reply), answer.heard, reply.status)
-            self._report(prepared, reply)
+                await attempt.end(status_of(reply), answer.heard, reply.status)
+            attempt.report(reply.status)
             await exchange.send(b"" if answer.is_terminal else answer.held, more=False)
         except UpstreamCut:
             recorded = True
-            await self._record(prepared, opening, "partial", answer.heard, reply.status)
+            await attempt.end("partial", answer.heard, reply.status)
             if answer.held:
                 await exchange.send(answer.held)
             raise
         finally:
             if not recorded:  # the client left, and took this task with it
-                self._parts.later(self._record(prepared, opening, "partial", answer.heard, reply.status))
-            self._report(prepared, reply)
-
-    async def _notes(self, prepared: Prepared) -> Headers:
-        """Our own headers on the answer."""
-        notes = [
-            (b"x-infold-session", self._parts.memory.session(prepared).encode()),
-            (b"x-infold-turn", prepared.turn_id.encode()),
-            (b"x-infold-mode", prepared.mode.encode()),
-        ]
-        if prepared.asked_tokens is not None:
-            notes.append((b"x-infold-tokens", b"%d/%d" % (prepared.asked_tokens, prepared.forwarded_tokens or 0)))
-        if prepared.block_tokens:
-            notes.append((b"x-infold-block-tokens", b"%d" % prepared.block_tokens))
-        if prepared.saved_usd is not None:
-            notes.append((b"x-infold-saved-usd", b"%.6f" % prepared.saved_usd))
-        if self._way.instead is not None:
-            notes.append((b"x-infold-fallback", self._way.instead.encode("ascii", "replace")))
-        return notes
-
-    async def _open(self, prepared: Prepared) -> Opening:
-        return self._parts.memory.open(prepared)
-
-    async def _hear(self, prepared: Prepared, said: Callable[[], Heard], code: int | None) -> Heard:
-        """What an answer says. A stream may refuse a prompt: too late to ask again, not to learn from it."""
-        heard = said()
-        told = heard.error.encode("utf-8", "replace") if heard.error and code is not None and code < 400 else b""
-        overflow = overflow_in_error(400, told)
-        if overflow is not None:
-            learn(self._parts, self._recalling.latest if self._recalling else prepared, overflow)
-        return heard
-
-    async def _close(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> None:
-        kept = await fail_open(self._parts, self._keep(prepared, opening, ended), Kept.UNRECORDED)
-        await fail_open(self._parts, self._spend(prepared, ended), None)
-        self._parts.metrics.turns.labels(kept).inc()
-        if self._parts.whole is not None and self._parts.whole.lookout.is_on:
-            self._parts.later(fail_open(self._parts, self._look(self._parts.whole, prepared, ended), None))
-
-    async def _keep(self, prepared: Prepared, opening: Opening | None, ended: Ended) -> Kept:
-        return await self._parts.memory.record(prepared, opening, ended)
-
-    async def _spend(self, prepared: Prepared, ended: Ended) -> None:
-        spent = self._parts.memory.spend(prepared, ended, utc_now())
-        if spent is not None and ended.usage is not None:
-            self._parts.metrics.spent(spent)
-
-    async def _look(self, whole: Memory, prepared: Prepared, ended: Ended) -> None:
-        """Look for keys in what was said; the answer's end goes out first."""
-        await asyncio.sleep(LOOK_AFTER_SECONDS)
-        caller = prepared.caller
-        await whole.lookout.look(place(caller.tenant, caller.label), prepared.line, ended.answers)
-
-    async def _record(
-        self, prepared: Prepared, opening: Opening | None, status: str, said: Callable[[], Heard], code: int | None
-    ) -> None:
-        """Make the turn safe. Runs to its end even when the client leaves meanwhile."""
-        now = time.perf_counter()
-        heard = await fail_open(self._parts, self._hear(prepared, said, code), Heard())
-        aside = await fail_open(self._parts, self._aside(), None) if status == "answered" else None
-        usage = heard.usage or (self._recalling.usage if self._recalling is not None else None)
-        ended = Ended(
-            status=status,
-            aside=aside,
-            answers=heard.messages,
-            usage=usage,
-            record={
-                "status_code": code,
-                "upstream": self._way.name,
-                "model": prepared.asked.model,
-                "fallback": self._way.instead,
-                "error": heard.error,
-                "usage": usage,
-                "finish_reasons": heard.finish_reasons,
-                "recalls": self._recalling.recalls if self._recalling is not None else None,
-                "truncated": heard.truncated,
-                "seconds": round(now - self._started, 6),
-                "seconds_to_first_byte": round(self._first_byte - self._started, 6) if self._first_byte else None,
-            },
-        )
-        await asyncio.shield(self._parts.later(self._close(prepared, opening, ended)))
-        self._parts.metrics.record.observe(time.perf_counter() - now)
-
-    def _report(self, prepared: Prepared, reply: Reply | Recalling) -> None:
-        """The request's one line, and its counters: once, and before the client can see the answer's end."""
-        if self._is_reported:
-            return
-        self._is_reported = True
-        metrics = self._parts.metrics
-        metrics.requests.labels(prepared.mode, f"{reply.status // 100}xx").inc()
-        metrics.upstreams.labels(self._way.name, f"{reply.status // 100}xx").inc()
-        if prepared.asked_tokens is not None:
-            metrics.tokens.labels("asked").inc(prepared.asked_tokens)
-            metrics.tokens.labels("forwarded").inc(prepared.forwarded_tokens or 0)
-            metrics.block_tokens.inc(prepared.block_tokens)
-        if prepared.forwarded_tokens is not None and prepared.model.window:
-            share = prepared.forwarded_tokens / prepared.model.window
-            metrics.utilization.labels(metrics.model(prepared.asked.model)).observe(share)
-        if prepared.rolled:
-            metrics.rollovers.inc()
-        log.info(
-            "turn",
-            turn=prepared.turn_id,
-            model=prepared.asked.model,
-            mode=prepared.mode,
-            upstream=self._way.name,
-            status=reply.status,
-            asked_tokens=prepared.asked_tokens,
-            forwarded_tokens=prepared.forwarded_tokens,
-            rollover=prepared.rolled,
-            reason=prepared.reason,
-            ms=round((time.perf_counter() - self._started) * 1000, 1),
-        )
+                self._parts.later(attempt.end("partial", answer.heard, reply.status))
+            attempt.report(reply.status)
 
 
 def status_of(reply: Reply | Recalling) -> str:
@@ -493,8 +324,3 @@ async def read_some(reply: Reply) -> bytes:
         if size > ERROR_BYTES:
             break
     return b"".join(parts)
-
-
-def learn(parts: Parts, prepared: Prepared, overflow: Overflow) -> None:
-    """Take the window from a refusal, and how much more than we the provider counts."""
-    parts.memory.learn(prepared, overflow.window, overflow.counted)

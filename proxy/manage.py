@@ -11,8 +11,8 @@ from memory.errors import NotFound, StoreError
 from memory.store.export import jobs_pending
 from memory.store.humans import questions_pending
 from memory.whole import Memory
-from proxy.chat import Parts
 from proxy.metrics import CONTENT_TYPE, Metrics
+from proxy.parts import Parts
 from proxy.rest.asking import refused
 
 COUNT_SECONDS = 2.0

@@ -34,11 +34,15 @@ class Metrics(Meter):
         self.requests = counter("infold_requests", "Managed requests, by mode and status class.", ["mode", "status"])
         self.upstreams = counter(
             "infold_upstream_answers",
-            "Answers to managed requests, by upstream and status class.",
+            "Answers of upstreams to managed requests, hidden ones included, by upstream and status class.",
             ["upstream", "status"],
         )
         self.fallbacks = counter("infold_fallbacks", "Managed requests that went to a fallback.", ["upstream", "to"])
-        self.tokens = counter("infold_prompt_tokens", "Prompt tokens: asked by clients, forwarded upstream.", ["side"])
+        self.tokens = counter(
+            "infold_prompt_tokens",
+            "Prompt tokens: asked by clients, forwarded upstream, hidden requests included.",
+            ["side"],
+        )
         self.block_tokens = counter("infold_block_tokens", "Prompt tokens of re-injected blocks.")
         self.rollovers = counter("infold_rollovers", "Rollovers made.")
         self.recalls = counter("infold_recalls", "Calls of the recall tool, by what they brought.", ["found"])
@@ -73,7 +77,7 @@ class Metrics(Meter):
         )
         self.utilization = histogram(
             "infold_context_utilization",
-            "Forwarded prompt as a share of the model's window, of chat turns.",
+            "Forwarded prompts as shares of the model's window.",
             ["model"],
             buckets=SHARES,
         )

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from memory.manager import MemoryManager
 from memory.messages import Message, ToolCall
 from memory.prepared import Prepared
 from memory.prompts import LAST_RECALL, NO_MORE_RECALLS, RECALL, TOO_MANY_RECALLS
 from memory.recall import Recalled
+from memory.recall_tool import RecallTool
 from memory.types import Aside, Usage
 from proxy.answer import PLAIN_BYTES, header, is_stream
 from proxy.errors import Unreachable, UpstreamCut, error_body
@@ -39,6 +39,7 @@ class Ways(NamedTuple):
 
     recall: Callable[[Prepared, str, int], Awaitable[Recalled]]  # arguments, tokens
     send: Callable[[Prepared], Sending]
+    answered: Callable[[Prepared, int], None]  # is told of each answer, with its status
 
 
 class Recall(msgspec.Struct, frozen=True):
@@ -48,6 +49,9 @@ class Recall(msgspec.Struct, frozen=True):
     asked: str
     found: bool
     seconds: float
+    tokens: int  # brought back
+    ids: tuple[str, ...]  # of the messages and notes among them
+    reason: str | None  # why nothing was found
 
 
 class Said(NamedTuple):
@@ -74,14 +78,13 @@ class Next(NamedTuple):
 class Recalling:
     """The upstream's answers to one question as one. Looks like a Reply; used once."""
 
-    def __init__(self, memory: MemoryManager, prepared: Prepared, dialect: Dialect, reply: Reply, ways: Ways) -> None:
+    def __init__(self, tool: RecallTool, prepared: Prepared, dialect: Dialect, reply: Reply, ways: Ways) -> None:
         self.status = reply.status
         self.headers: Headers = reply.headers
         self.recalls: list[Recall] = []
-        self.latest = prepared  # the request that was sent last
-        self.usage: Usage | None = None  # of all answers that told one
+        self.usages: list[Usage] = []  # of the answers that told one
         self.is_broken = False  # a stream ended with a refusal
-        self._memory = memory
+        self._tool = tool
         self._prepared = prepared
         self._dialect = dialect
         self._reply = reply
@@ -127,7 +130,7 @@ class Recalling:
         """What was said before the answer; to be asked for at its end."""
         if not self._hidden:
             return None
-        return self._memory.aside(self._prepared, self._hidden, self._whole, self._dialect.writing)
+        return self._tool.aside(self._prepared, self._hidden, self._whole, self._dialect.writing)
 
     async def _stream(self, reply: Reply, now: Next, splice: Splice) -> AsyncGenerator[bytes, None]:
         listening, decoder = self._dialect.accumulator(), Decoder(header(reply.headers, b"content-encoding"))
@@ -204,9 +207,9 @@ class Recalling:
             return None
         if now.number > MOST_ROUNDS:  # it was to answer in words: not every server heeds that
             self._hidden.clear()
-            return Next(self._memory.without_tool(self._prepared, self._dialect.writing), now.number + 1)
+            return Next(self._tool.without(self._prepared, self._dialect.writing), now.number + 1)
         more, writing = await self._answered(message, calls, now), self._dialect.writing
-        following = self._memory.go_on(now.prepared, more, writing, may_call=now.number < MOST_ROUNDS)
+        following = self._tool.go_on(now.prepared, more, writing, may_call=now.number < MOST_ROUNDS)
         if following is None:
             return self._in_words(now)
         self._hidden += more
@@ -214,22 +217,22 @@ class Recalling:
 
     def _in_words(self, now: Next) -> Next:
         """The same request once more, to be answered without a call; it fits, for it did."""
-        again = self._memory.go_on(now.prepared, (), self._dialect.writing, may_call=False)
+        again = self._tool.go_on(now.prepared, (), self._dialect.writing, may_call=False)
         return Next(again or now.prepared, MOST_ROUNDS + 1)
 
     @asynccontextmanager
     async def _answer_to(self, following: Next, before: Next) -> AsyncIterator[tuple[Reply, Next]]:
         """The answer to a hidden request; where the provider does not take that, to the one before it, in words."""
         known = self._hidden_in(before)
-        self.latest = following.prepared
         async with self._ways.send(following.prepared) as reply:
+            self._ways.answered(following.prepared, reply.status)
             if reply.status not in NOT_TAKEN or self._hidden_in(following) <= known:
                 yield reply, following
                 return
         del self._hidden[known:]
         words = self._in_words(before)
-        self.latest = words.prepared
         async with self._ways.send(words.prepared) as reply:
+            self._ways.answered(words.prepared, reply.status)
             yield reply, words
 
     def _hidden_in(self, now: Next) -> int:
@@ -242,7 +245,7 @@ class Recalling:
         writing = self._dialect.writing
         if now.number == MOST_ROUNDS:
             return (said.raw, *writing.results_json([(call.id, NO_MORE_RECALLS) for call in calls]))
-        room = self._memory.room_to_recall(now.prepared, said.raw, len(calls[:MOST_CALLS]), writing)
+        room = self._tool.room(now.prepared, said.raw, len(calls[:MOST_CALLS]), writing)
         found = await asyncio.gather(*(self._recalled(call, now.prepared, room) for call in calls[:MOST_CALLS]))
         self.recalls += [told for told, _ in found]
         note = LAST_RECALL if now.number + 1 == MOST_ROUNDS else ""
@@ -253,11 +256,12 @@ class Recalling:
     async def _recalled(self, call: ToolCall, prepared: Prepared, room: int) -> tuple[Recall, str]:
         began = time.perf_counter()
         found = await self._ways.recall(prepared, call.arguments, room)
-        return Recall(call.id, found.asked, found.found, round(time.perf_counter() - began, 6)), found.text
+        seconds = round(time.perf_counter() - began, 6)
+        return Recall(call.id, found.asked, found.found, seconds, found.tokens, found.ids, found.lack), found.text
 
     def _count(self, usage: Usage | None) -> None:
         if usage is not None:
-            self.usage = usage + self.usage if self.usage is not None else usage
+            self.usages.append(usage)
 
     def _settle_on(self, said: Said, showed: bool) -> None:
         """The stream's last answer: where the client saw words before it, all is sent again as the model said it."""

@@ -1,4 +1,5 @@
-"""What all tests share: one PostgreSQL for the run, one migrated template in it, and a copy of that for each test."""
+"""What all tests share: a PostgreSQL for each process that runs them, one migrated template in it, and a copy of that
+for each test."""
 
 import asyncio
 import contextlib
@@ -31,6 +32,17 @@ NewDatabase = Callable[[], "contextlib.AbstractContextManager[str]"]
 # `pytest --hypothesis-profile=new` draws others.
 settings.load_profile("ci")
 settings.register_profile("new", settings.get_profile("ci"), derandomize=False)
+
+
+MOST_PROCESSES = 4  # that run tests: each has a PostgreSQL of its own
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """For `-n logical`, the default. A file or two are sooner done without; real clients are driven one by one."""
+    asked = [Path(str(arg).partition("::")[0]) for arg in config.args]
+    is_little = all(path.is_file() for path in asked) and len(asked) <= 2
+    is_clients = config.option.markexpr == "clients"
+    return 0 if is_little or is_clients else min(len(os.sched_getaffinity(0)), MOST_PROCESSES)
 
 
 def named(dsn: str, database: str) -> str:

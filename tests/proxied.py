@@ -22,8 +22,8 @@ from memory.nouns import Clock, utc_now
 from memory.store.pool import WAIT_SECONDS
 from memory.tokens import REPLY_TOKENS, Counter
 from proxy.app import App, Waits
-from proxy.chat import Parts
 from proxy.config import Config, ModelSection
+from proxy.parts import Parts
 from proxy.wire.openai import SHAPE
 from proxy.wire.parser import Parser
 from tests.scripted import ScriptedUpstream, Seen, Steps, answer, serve_asgi, sse

@@ -14,9 +14,9 @@ from memory.errors import InvalidRequest, StoreUnavailable, TooLarge
 from memory.identify import SESSION_NAME, fingerprint, is_nobodys, place
 from memory.nouns import Place, Principal
 from memory.whole import Memory
-from proxy.chat import Parts
 from proxy.errors import BodyTooLarge, Unauthorized, error_body
 from proxy.exchange import Exchange
+from proxy.parts import Parts
 from proxy.rest.bodies import parse, parse_query
 from proxy.tenants import key_of, tenant_of
 

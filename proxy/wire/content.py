@@ -3,7 +3,8 @@
 Stored messages carry no dialect, so this reads those of all.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 from msgspec import Raw
@@ -121,10 +122,30 @@ def _inner(raw: Raw, key: str) -> str:
 
 
 def _thoughts(fields: Mapping[str, bytes]) -> int:
-    """Tokens, about, of reasoning that a client sends back in a chat message."""
-    chars = sum(len(string(fields.get(key, NULL)) or "") for key in THOUGHTS)
+    """Tokens, about, of reasoning that a client sends back in a chat message; what it says twice counts once."""
+    told = [text for key in THOUGHTS if (text := string(fields.get(key, NULL)))]
     details = fields.get("reasoning_details", NULL)
-    return (chars + (len(details) if details.startswith(b"[") else 0)) // items.CHARS_A_TOKEN
+    details = details if details.startswith(b"[") else b""
+    if told and len(told) + bool(details) > 1:
+        told = _once(told, _told_in(details) if details else "")
+    return (sum(map(len, told)) + len(details)) // items.CHARS_A_TOKEN
+
+
+def _once(texts: Sequence[str], elsewhere: str) -> list[str]:
+    """Each text once, without those that are told elsewhere; white space does not count."""
+    by_words = {"".join(text.split()): text for text in texts}
+    known = "".join(elsewhere.split())
+    return [text for words, text in by_words.items() if not words or words not in known]
+
+
+def _told_in(details: bytes) -> str:
+    """The words of OpenRouter's `reasoning_details`, which repeats `reasoning` there, piece by piece."""
+    words: list[object] = []
+    for raw in few(_ARRAY.decode(details)):
+        with suppress(msgspec.ValidationError):
+            detail = _DETAIL.decode(raw)
+            words += (detail.text, detail.summary)
+    return "".join(text for text in words if isinstance(text, str))
 
 
 # Tool calls
@@ -194,6 +215,11 @@ class _Part(msgspec.Struct):
     file_url: Raw = Raw(NULL)
 
 
+class _Detail(msgspec.Struct):
+    text: object = None
+    summary: object = None
+
+
 class _ToolCall(msgspec.Struct):
     id: Raw = Raw(NULL)
     function: Raw = Raw(NULL)
@@ -210,5 +236,6 @@ _STRING = msgspec.json.Decoder(str)
 _ARRAY = msgspec.json.Decoder(list[Raw])
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
 _PART = msgspec.json.Decoder(_Part)
+_DETAIL = msgspec.json.Decoder(_Detail)
 _CALL = msgspec.json.Decoder(_ToolCall)
 _FUNCTION = msgspec.json.Decoder(_Function)

@@ -200,7 +200,7 @@ def test_an_id_brings_the_words_and_a_turn_tells_what_was_asked(talk, stream):
     assert talk.secret in found
     assert talk.secret not in unknown
     assert [told["found"] for told in recalls] == [True, False]
-    assert all(set(told) == {"call", "asked", "found", "seconds"} for told in recalls)
+    assert all(set(told) == {"call", "asked", "found", "seconds", "tokens", "ids", "reason"} for told in recalls)
     assert talk.hint in json.dumps(recalls[0]["asked"])
     assert all(0 <= told["seconds"] < 10 for told in recalls)
     for name in ("yes", "no"):

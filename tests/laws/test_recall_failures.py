@@ -113,7 +113,7 @@ def test_a_failure_of_the_memory_is_a_result_in_words(talk, monkeypatch, stream,
     async def failing(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(talk.proxy.parts.memory, "recall", failing)
+    monkeypatch.setattr(talk.proxy.parts.memory.recall_tool, "answer", failing)
     got = talk.ask(Said("Wait.", (recall(id=talk.hint),)), Said("I see."), stream=stream)
     (told,) = talk.speaks.results_in(talk.prompts[1])
     assert got.text.endswith("I see.")

@@ -1,7 +1,10 @@
 """Asking the memory where something is otherwise than usual: the request goes on, and nothing forbidden comes back."""
 
 import asyncio
+import random
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -9,11 +12,14 @@ import asyncpg
 import httpx
 import pytest
 
+from tests.conversations import prose
+from tests.laws.test_append_only import begins_with
 from tests.laws.test_recall_closely import House, Talk, by_name, each_way, housing, isolate, tool_names
 from tests.laws.test_recall_failures import refusal
 from tests.recalled import Bent, Said, recall, received, refused
 from tests.scripted import End, Step, Steps, answer
 
+WAY = re.compile(r"to have a passage back word for word, (.*?)\.(?: |\\n)")
 ARRAYS = {"chat": "messages", "responses": "input", "messages": "messages"}
 
 
@@ -101,7 +107,7 @@ def test_a_hidden_request_that_the_provider_does_not_take_is_asked_in_words(talk
     assert {**last, "tool_choice": None} == {**first, "tool_choice": None}
 
     talk.ask(Said("Yes."))
-    assert "recall" not in str(talk.prompts[0].body[ARRAYS[talk.speaks.name]])
+    assert "'recall'" not in str(talk.prompts[0].body[ARRAYS[talk.speaks.name]])
 
 
 @each_way
@@ -125,6 +131,57 @@ def test_a_model_that_takes_no_such_tool_is_asked_without_it_from_then_on(house)
     assert [tool_names(prompt) for prompt in talk.prompts] == [["read_file", "run_tests"]]
     assert talk.ask(Said("Yes.")).text == "Yes."
     assert tool_names(talk.prompts[0])[-1] == "recall"
+
+
+@each_way
+def test_what_stands_above_is_pointed_to_until_it_has_left_the_prompt(house, stream):
+    """In the same turn, and in later ones."""
+    talk = house.talk()
+    asking = Said(calls=(recall(id=talk.hint),))
+    talk.ask(asking, asking, Said("I see."), stream=stream)
+    passage, pointer = talk.speaks.results_in(talk.prompts[1])[0], talk.speaks.results_in(talk.prompts[2])[-1]
+    assert talk.secret in passage
+    assert "in an earlier result of recall" in pointer
+
+    talk.ask(asking, Said("I see."), stream=stream)
+    assert talk.speaks.results_in(talk.prompts[1]) == [pointer]
+    assert " ".join(talk.speaks.said_in(talk.prompts[1])).count(talk.secret) == 1
+
+    while talk.secret in talk.prompts[0]:
+        talk.ask(Said("Yes."), text=prose(random.Random(1), 400))
+    talk.ask(asking, Said("I see."), stream=stream)
+    (again,) = talk.speaks.results_in(talk.prompts[1])
+    assert talk.secret in again
+    assert "in an earlier result of recall" not in again
+
+
+def way_back(talk: Talk, prompt: Any) -> str:
+    """How the digest says that a passage comes back."""
+    (way,) = WAY.findall(" ".join(talk.speaks.said_in(prompt)))
+    return str(way)
+
+
+def test_the_digest_names_the_tool_and_stays_true_and_the_same_where_the_tool_goes(house):
+    talk, rng = house.talk(), random.Random(1)  # a key of its own: this model gets the tool no more
+    talk.ask(refused(400, refusal(talk, 400)), Said("Without it."))
+    with_tool, without = talk.prompts
+    assert way_back(talk, with_tool).startswith("call the tool recall with its id, such as [#")
+    assert way_back(talk, with_tool).endswith(", or write the id if there is no such tool")
+    assert [tool_names(with_tool)[-1], tool_names(without)[-1]] == ["recall", "run_tests"]
+    assert way_back(talk, without) == way_back(talk, with_tool)
+
+    rolled = talk.proxy.metric("infold_rollovers_total")
+    while talk.proxy.metric("infold_rollovers_total") == rolled:
+        assert begins_with(without, with_tool)
+        talk.ask(Said("Yes."), text=prose(rng, 400))
+        with_tool, without = without, talk.prompts[0]
+    assert way_back(talk, without).startswith("write its id, such as [#"), "what is made without the tool is told so"
+
+
+def test_a_digest_does_not_name_a_tool_of_the_clients(house):
+    talk = replace(house.talk(), key="sk-its-own")
+    talk.ask(Said("Yes."), tools=[talk.speaks.tool("recall")])
+    assert way_back(talk, talk.prompts[0]).startswith("write its id, such as [#")
 
 
 def test_of_many_calls_at_once_some_are_told_to_wait(talk):

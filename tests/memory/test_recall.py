@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Sequence
 
 import pytest
 
@@ -10,6 +11,7 @@ from memory.prepared import Caller, Offer
 from memory.prompts import hints_in
 from memory.recall import LEAST_TOKENS, Recall, Recalled, read
 from memory.similar import Similar
+from proxy.wire import openai
 from tests.conversations import TENANT, assistant, count, user
 from tests.memory.test_reinject import FACT, NONCE, Search, search_of, talk
 
@@ -24,9 +26,9 @@ def ask(search: Search, room: int = ROOM, **arguments: object) -> Recalled:
     return told(search, json.dumps(arguments), room)
 
 
-def told(search: Search, arguments: str, room: int = ROOM) -> Recalled:
+def told(search: Search, arguments: str, room: int = ROOM, prompt: Sequence[bytes] = ()) -> Recalled:
     recall = Recall(Similar(NoPool(), None), None)  # type: ignore[arg-type]
-    return asyncio.run(recall.answer(Caller(TENANT), Offer(search, (), 0, 4_000, ROOM), arguments, room))
+    return asyncio.run(recall.answer(Caller(TENANT), Offer(search, tuple(prompt), 0, 4_000, ROOM), arguments, room))
 
 
 def folded() -> Search:
@@ -59,6 +61,19 @@ def test_a_stretch_comes_back_word_for_word_as_far_as_it_fits():
     assert texts[-1] not in part.text
     assert f"of {len(texts)} messages are not here in full" in part.text
     assert count(part.text) <= 600
+
+
+def test_it_tells_the_ids_of_all_that_it_brings_and_their_tokens():
+    search = folded()
+    stretch = search.frozen.stretches[0]
+    ids = [message_hint(search.line.nodes[i]) for i in range(stretch.start, stretch.stop)]
+    whole, part = ask(search, room=50_000, id=stretch.id), ask(search, room=600, id=stretch.id)
+
+    assert list(whole.ids) == ids
+    assert list(part.ids) == ids[: len(part.ids)]
+    assert 0 < len(part.ids) < len(ids)
+    assert all(recalled.tokens == count(recalled.text) for recalled in (whole, part))
+    assert message_hint(search.line.nodes[0]) in ask(search, query="when does the otter pool open?").ids
 
 
 def test_the_ids_of_what_did_not_fit_bring_it():
@@ -148,6 +163,33 @@ def test_without_room_it_says_so():
     recalled = ask(folded(), room=LEAST_TOKENS - 1, query="when does the otter pool open?")
     assert not recalled.found
     assert "no room" in recalled.text
+
+
+def test_what_an_earlier_result_tells_word_for_word_is_not_told_again():
+    search = folded()
+    arguments = json.dumps({"id": message_hint(search.line.nodes[0])})
+    first = told(search, arguments)
+    (result,) = openai.results_json([("c1", f"{first.text}\n(A note.)")])
+    again = told(search, arguments, prompt=(b'{"role":"user","content":"hi"}', result))
+
+    assert again.found
+    assert (again.asked, again.ids, again.tokens) == (first.asked, first.ids, 0)
+    assert f"look for [#{first.ids[0]}]" in again.text
+    assert first.text not in again.text
+    assert count(again.text) < 50
+
+
+@pytest.mark.parametrize("way", ["in part", "in a block", "under another id"])
+def test_what_stands_in_the_prompt_in_another_way_is_told(way):
+    search = folded()
+    arguments = json.dumps({"id": message_hint(search.line.nodes[0])})
+    first = told(search, arguments)
+    standing = {
+        "in part": openai.results_json([("c1", first.text[:-60])])[0],
+        "in a block": openai.message_json("user", first.text),
+        "under another id": openai.results_json([("c1", ask(search, id=search.frozen.stretches[0].id).text)])[0],
+    }
+    assert told(search, arguments, prompt=(standing[way],)) == first
 
 
 def test_unknown_keys_do_not_matter():

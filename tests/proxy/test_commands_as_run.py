@@ -21,7 +21,8 @@ from tests.scripted import ScriptedUpstream
 
 @pytest.fixture
 def alone(dsn: str, tmp_path: Path) -> Mapping[str, str]:
-    return os.environ | surroundings(dsn, tmp_path)
+    widths = ("COLUMNS", "LINES")  # of the terminal that the tests run on
+    return {name: value for name, value in os.environ.items() if name not in widths} | surroundings(dsn, tmp_path)
 
 
 @contextlib.contextmanager

@@ -173,6 +173,7 @@ def test_jobs_are_done_by_a_worker_elsewhere_and_questions_are_still_embedded_he
         assert len(children(process.pid, "embed")) == 1
         item = {"content": "The harbour lantern burns blue.", "content_type": "note"}
         stored = httpx.post(f"{url}/memory-manager/items/add", json=item, headers=HEADERS, timeout=60).json()["item_id"]
+        wait_until(lambda: pending(url) == 1, 60)  # the gauge looks now and then
         time.sleep(1.5)  # longer than a job worker that runs takes
         assert pending(url) == 1
 

@@ -90,6 +90,32 @@ def test_reasoning_under_several_keys_counts_for_each():
     assert message_of(json.dumps(said).encode()).unseen == 25
 
 
+WORDS = "Seven plus one.\n\nThat makes eight."
+HALVES = [
+    {"type": "reasoning.text", "text": "Seven plus one."},
+    {"type": "reasoning.text", "text": "That makes eight."},
+]
+SUMMARY = [{"type": "reasoning.summary", "summary": WORDS, "format": "f", "index": 0}]
+SIGNED = [{"type": "reasoning.text", "text": WORDS, "signature": "s" * 400}]
+SEALED = [{"type": "reasoning.encrypted", "data": "x" * 400}]
+
+
+@pytest.mark.parametrize("details", [HALVES, SUMMARY, SIGNED, [*HALVES, *SEALED]])
+def test_reasoning_that_stands_twice_counts_once_and_as_the_longer(details):
+    """OpenRouter tells it in words and piece by piece, and both come back."""
+    said = {"role": "assistant", "content": None, "reasoning_details": details}
+    alone = message_of(json.dumps(said).encode()).unseen
+    twice = {**said, "reasoning": WORDS, "reasoning_content": WORDS}
+    assert message_of(json.dumps(twice).encode()).unseen == alone == len(json.dumps(details)) // 4
+    assert message_of(json.dumps({**twice, "reasoning_details": None}).encode()).unseen == len(WORDS) // 4
+
+
+@pytest.mark.parametrize("details", [SEALED, HALVES[:1], [7, None, {"text": 7}], []])
+def test_reasoning_that_the_details_do_not_tell_counts_beside_them(details):
+    said = {"role": "assistant", "content": None, "reasoning_details": details, "reasoning": WORDS}
+    assert message_of(json.dumps(said).encode()).unseen == (len(json.dumps(details)) + len(WORDS)) // 4
+
+
 def test_the_old_function_calls_are_calls():
     asked = message_of(b'{"role":"assistant","content":null,"function_call":{"name":"f","arguments":"{}"}}')
     result = message_of(b'{"role":"function","name":"f","content":"1"}')
