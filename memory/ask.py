@@ -4,6 +4,7 @@ Where there is no model, where it does not answer in time, or where its answer s
 sentences of the passages are the answer. Either way it comes with what it rests on.
 """
 
+import asyncio
 import math
 import re
 import time
@@ -24,12 +25,15 @@ from memory.nouns import MemoryAnswer, NoModel, Place
 from memory.prompts import reading
 from memory.settings import Slm
 from memory.slm.client import Completion, ModelAt
+from memory.slm.registry import find
 
 log = structlog.get_logger()
 
 ENCODING = "o200k_base"  # by which passages are counted
 MOST_QUESTION_CHARS = 4_000
 ANSWER_TOKENS = 64
+READ_SECONDS = 30.0
+LEAST_PARAMETERS = 1_000_000_000  # of a model that reads several passages at once
 SENTENCES = 3  # of passages, that are an answer
 UNKNOWN_WINDOW = 2_048  # tokens, where nobody tells
 MARGIN = 1.5  # tokens of another vocabulary by ours: SmolLM2 has up to 1.44 in code; without ASCII see `tokens_at_most`
@@ -50,17 +54,34 @@ def model_of(slm: Slm) -> ModelAt | None:
     return ModelAt(slm.url, slm.model) if slm.backend != "none" and slm.url else None
 
 
+def reads_together(model: str) -> bool:
+    """Whether a model finds its way among several passages.
+
+    One of 135 million parameters takes its answer from the wrong one; of models that nobody knows the best is assumed.
+    """
+    known = find(model)
+    return known is None or known.parameters >= LEAST_PARAMETERS
+
+
 class Ask:
     def __init__(
         self, gather: Gather, count: CountTokens, model: ModelAt | None, window: int | None = None,
-        meter: Meter = UNCOUNTED,
+        together: bool = True, meter: Meter = UNCOUNTED, seconds: float = READ_SECONDS,
     ) -> None:  # fmt: skip
-        """`window`: the model's tokens; None: what its engine says."""
+        """
+        Args:
+            window: the model's tokens; None: what its engine says.
+            together: whether the model reads all passages at once; else the best one, and while its answer does not
+                hold the next.
+            seconds: for all that the model reads for one question.
+        """
         self._gather = gather
         self._count = count
         self._model = model
         self._window = window
+        self._together = together
         self._meter = meter
+        self._seconds = seconds
 
     async def ask(self, tenant: bytes, question: object, limit: object = 3, place: Place | None = None) -> MemoryAnswer:
         """What a session's memory says to a question, or, without a place, all of the tenant's.
@@ -89,12 +110,25 @@ class Ask:
         if self._model is None:
             return Reading(reason="no_model")
         try:
-            messages, shown = await self._prompt(self._model, question, texts)
-            said = await self._model.complete(messages, ANSWER_TOKENS, stop=("\n",))
-        except ModelError as error:
-            log.warning("answering without the model", reason=str(error))
+            async with asyncio.timeout(self._seconds):
+                return await self._reading(self._model, question, texts)
+        except (ModelError, TimeoutError) as error:
+            log.warning("answering without the model", reason=str(error) or f"no answer in {self._seconds:g} s")
             return Reading(reason="model_failed")
-        return judged(answer_in(said), question, texts[:shown])
+
+    async def _reading(self, model: ModelAt, question: str, texts: Sequence[str]) -> Reading:
+        """The first answer that holds: of all passages together, or of one after the other.
+
+        Raises:
+            ModelError: the model did not answer.
+        """
+        for begin, end in [(0, len(texts))] if self._together else [(n, n + 1) for n in range(len(texts))]:
+            messages, shown = await self._prompt(model, question, texts[begin:end])
+            said = await model.complete(messages, ANSWER_TOKENS, stop=("\n",))
+            read = judged(answer_in(said), question, texts[begin : begin + shown])
+            if read.answer:
+                return read._replace(rests_on=tuple(begin + place for place in read.rests_on))
+        return Reading(reason="not_supported")
 
     async def _prompt(self, model: ModelAt, question: str, texts: Sequence[str]) -> tuple[list[dict[str, str]], int]:
         """What the model is asked, and how many of the passages it is shown: what fits its window.

@@ -139,7 +139,8 @@ def joins(character: str) -> bool:
 
 
 def rests_on(answer: str, question: str, passages: Sequence[str]) -> tuple[int, ...]:
-    """On which passages an answer rests: the one that says most of it first, then what says the rest.
+    """On which passages an answer rests: the one that says most of it first, then what says the rest. They hold all of
+    its numbers and names that any passage holds.
 
     () where they do not say enough of it, where it denies what they say or the other way round, or where it only says
     the question again.
@@ -150,11 +151,12 @@ def rests_on(answer: str, question: str, passages: Sequence[str]) -> tuple[int, 
     if not said or not (new or chooses) or turns_around(answer, passages):
         return ()
     wanted = new or said
-    holds = [wanted & terms(passage).counts.keys() for passage in passages]
-    held: Set[str] = set().union(*holds)
-    if len(held) < LEAST_SHARE * len(wanted) or not held:
+    holds = [terms(passage).counts.keys() for passage in passages]
+    held = wanted & set().union(*holds)
+    if not held or len(held) < LEAST_SHARE * len(wanted):
         return ()
-    return cover(holds)
+    named = {term for value in values(answer) for term in terms(value).counts}
+    return cover([(held | named) & each for each in holds])
 
 
 def said_in(text: str) -> set[str]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
-from memory.ask import ENCODING, Ask, model_of
+from memory.ask import ENCODING, Ask, model_of, reads_together
 from memory.board import Board
 from memory.detect import secrets_in
 from memory.embed import Embedder
@@ -90,6 +90,6 @@ def memory(
         sessions=Sessions(pool, clock),
         signals=signals,
         events=Events(pool, signals),
-        ask=Ask(gather, count, model_of(settings.slm), settings.slm.window, meter),
+        ask=Ask(gather, count, model_of(settings.slm), settings.slm.window, reads_together(settings.slm.model), meter),
         clock=clock,
     )

@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from memory.ask import ENCODING, Ask, answer_in, tokens_at_most
+from memory.ask import ENCODING, Ask, answer_in, reads_together, tokens_at_most
 from memory.errors import InvalidRequest
 from memory.gather import PASSAGE_TOKENS, Gather
 from memory.identify import place
@@ -70,9 +70,10 @@ def quarantine(pool, items):
 def asking(pool, items):
     """`asking(engine)` reads with a model, `asking()` without one."""
 
-    def make(engine=None, seconds=20.0, window=None, embedder=None):
+    def make(engine=None, seconds=20.0, window=None, embedder=None, together=True):
         gather = Gather(pool, items, embedder, count, Recall().floor)
-        return Ask(gather, count, ModelAt(f"{engine.url}/v1", "small", seconds=seconds) if engine else None, window)
+        model = ModelAt(f"{engine.url}/v1", "small") if engine else None
+        return Ask(gather, count, model, window, together, seconds=seconds)
 
     return make
 
@@ -168,6 +169,41 @@ async def test_an_engine_that_is_away_costs_no_answer(items, asking, engine):
     assert (await gone.ask(TENANT, QUESTION)).answer == FERRY
 
 
+async def test_a_small_model_reads_one_passage_after_the_other_until_an_answer_holds(items, asking, engine):
+    for text in (FERRY, "The ferry leaves: ask a sailor.", "The ferry leaves in winter at noon, says the cook."):
+        await add(items, text)
+    order = [source.text for source in await told(asking(), None)]
+    last = order[-1].rstrip(".")
+
+    def script(seen):
+        shown = json.loads(seen.body)["messages"][-1]["content"] if seen.body else ""
+        return reading(last if last in shown else "Captain Bob knows.")(seen)
+
+    engine.script = script
+    found = await asking(engine, together=False).ask(TENANT, "When does the ferry leave?")
+
+    shown = [prompt[-1]["content"].partition("\n\n")[0] for prompt in prompts(engine)]
+    assert shown == [f"- {text}" for text in order]
+    assert (found.answer, found.by) == (last, "model")
+    assert [source.text for source in found.sources] == [order[-1]]
+
+
+async def test_all_that_a_model_reads_for_a_question_has_one_bound(items, asking, engine):
+    for number in range(20):
+        await add(items, f"Ferry number {number} leaves.")
+    engine.script = lambda seen: reading(answer(b'{"choices":[{"message":{"content":""}}]}', pause=0.2))(seen)
+    found = await asking(engine, seconds=0.5, together=False).ask(TENANT, QUESTION, 20)
+    assert (found.by, found.reason) == ("passages", "model_failed")
+    assert len(prompts(engine)) < 10
+
+
+def test_a_model_that_is_known_to_be_small_reads_one_passage_at_a_time():
+    assert not reads_together("HuggingFaceTB/SmolLM2-135M-Instruct")
+    assert not reads_together("smollm2")
+    assert reads_together("microsoft/phi-2")
+    assert reads_together("gpt-oss:20b")
+
+
 # What it reads
 
 
@@ -204,8 +240,8 @@ async def test_the_passages_are_the_best_ones_and_no_more_than_asked_for(items, 
     best = await add(items, FERRY)
     await asking(engine).ask(TENANT, QUESTION, 2)
     (prompt,) = prompts(engine)
-    assert prompt[-1]["content"].startswith(f"[1] {FERRY}\n[2] Boat")
-    assert "[3]" not in prompt[-1]["content"]
+    assert prompt[-1]["content"].startswith(f"- {FERRY}\n- Boat")
+    assert prompt[-1]["content"].count("\n- ") == 1
     assert (await told(asking(), None))[0].id == best
 
 
@@ -324,7 +360,7 @@ async def test_a_passage_can_pass_for_nothing_else_and_what_it_makes_a_model_say
 
     (prompt,) = prompts(engine)
     lines = prompt[-1]["content"].split("\n")
-    assert lines[0].startswith("[1] ")
+    assert lines[0].startswith("- ")
     assert lines[1:] == ["", "Question: Who owns the ferry?", "Short answer:"]
     assert not any(mark in lines[0] for mark in ("<|", "</s>", "[/INST]", "<start_of_turn>"))
     assert [source.id for source in found.sources] == [id]  # whoever reads the claim sees where it comes from
@@ -341,7 +377,7 @@ async def test_a_model_that_obeys_a_passage_and_says_what_none_says_is_not_belie
 # The model's window
 
 
-@pytest.mark.parametrize(("window", "shown", "examples"), [(8_192, 4, True), (1_200, 1, True), (600, 1, False)])
+@pytest.mark.parametrize(("window", "shown", "examples"), [(8_192, 4, True), (1_200, 3, False), (600, 1, False)])
 async def test_what_the_model_is_asked_fits_its_window(items, asking, engine, window, shown, examples):
     for number in range(4):
         await add(items, f"Ferry number {number}. {'It leaves. ' * 60}")
