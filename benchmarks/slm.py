@@ -6,9 +6,9 @@ Each conversation is said once through the proxy, under its session's name. Then
   nothing            no memory, no model: no answer
   closed book        the model alone
   newest, sentences  the best sentences of the newest messages, as many as are read otherwise: without retrieval
-  newest, model      the model reads these; what does not hold is replaced by their sentences
+  newest, model      the model reads these as `ask` has it read; what does not hold is replaced by their sentences
   found, sentences   `ask` without a model
-  found, unchecked   the model reads the passages that `ask` finds, and is believed
+  found, unchecked   the first thing that the model says to what `ask` finds, believed
   found, model       `ask` with the model
 
 F1: token-F1 to the gold answer after SQuAD's normalisation, mean over the questions (Rajpurkar et al. 2016,
@@ -44,7 +44,7 @@ from rich.progress import Progress
 from rich.table import Table
 from servers import free_port, servers
 
-from memory.ask import ANSWER_TOKENS, SENTENCES, answer_in, judged
+from memory.ask import ANSWER_TOKENS, SENTENCES, answer_in, judged, reads_together
 from memory.extract import extract, told
 from memory.prompts import read_text, reading
 from memory.rank import query
@@ -234,6 +234,15 @@ class Reader:
 
     def __init__(self, url: str, model: str) -> None:
         self._model = ModelAt(url, model, seconds=300)
+        self._together = reads_together(model)
+
+    async def answers(self, question: str, passages: Sequence[str]) -> tuple[str, list[str]]:
+        """The first answer that holds, and the passages that it rests on; "" for none."""
+        for few in [passages] if self._together else [[passage] for passage in passages]:
+            kept = judged(await self.says(question, few), question, few)
+            if kept.answer:
+                return kept.answer, [few[place] for place in kept.rests_on]
+        return "", []
 
     async def says(self, question: str, passages: Sequence[str]) -> str:
         messages = reading(question, passages)
@@ -314,14 +323,11 @@ async def without_retrieval(
     alone = await reader.says(question, ())
     scores["closed book"].add(case, Said(alone, (), (), "model", time.perf_counter() - began))
     began = time.perf_counter()
-    kept = judged(await reader.says(question, passages), question, passages)
-    seconds = time.perf_counter() - began
-    if kept.answer:
-        cited = [passages[place] for place in kept.rests_on]
-        scores["newest, model"].add(case, Said(kept.answer, cited, cited, "model", seconds))
-    else:
+    answer, cited = await reader.answers(question, passages)
+    by, seconds = "model" if answer else "passages", time.perf_counter() - began
+    if not answer:
         answer, cited = sentences_of(question, passages)
-        scores["newest, model"].add(case, Said(answer, cited, cited, "passages", seconds))
+    scores["newest, model"].add(case, Said(answer, cited, cited, by, seconds))
 
 
 async def with_retrieval(

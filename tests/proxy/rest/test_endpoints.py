@@ -97,6 +97,8 @@ def test_a_question_is_answered_from_what_was_stored_and_said(house):
     assert (source["kind"], source["session_id"], source["about"]) == ("message", "harbour", "user")
     assert source["turn"] == source["id"] == reply.headers["x-infold-turn"]
     assert caller.get(f"turns/{source['turn']}")["status"] == "answered"
+    everywhere = caller.post("ask", question="Which number has my locker?", limit=1)["sources"]
+    assert [one["id"] for one in everywhere] == [source["id"]]
     assert all(source["id"] != id for source in harbour.post("ask", question="When does the ferry leave?")["sources"])
 
     stranger = Caller(house[0].url, key="sk-asks-nothing").post("ask", question="When does the ferry leave?")
