@@ -306,6 +306,22 @@ async def test_what_is_archived_deleted_held_or_erased_is_not_told(items, tell, 
     assert await told(asking(), None) == []
 
 
+async def test_a_message_that_came_a_moment_ago_and_holds_what_is_in_quarantine_is_not_told(
+    tell, asking, quarantine, owner
+):
+    await quarantine.isolate(HOME, "swordfish-4711", "note", "a code")
+    await tell("home", user("The ferry leaves as swordfish-4711."), answer="The ferry leaves, I heard.")
+    seals = await owner.fetch("delete from infold.seals where digest in (select digest from infold.nodes) returning *")
+    assert seals  # it was sealed as it came; where there is too much to look for, a job does that a moment later
+    assert [source.text for source in await told(asking(), None)] == ["The ferry leaves, I heard."]
+
+
+async def test_a_message_that_is_a_short_text_in_quarantine_is_not_told(tell, asking, quarantine):
+    await quarantine.isolate(HOME, "ferry x", "note", "a code")
+    await tell("home", user("ferry x"), answer="The ferry leaves, I heard.")
+    assert [source.text for source in await told(asking(), None)] == ["The ferry leaves, I heard."]
+
+
 @pytest.mark.parametrize("kind", ["item", "message"])
 async def test_what_is_isolated_while_the_model_reads_is_not_told(items, tell, asking, quarantine, engine, kind):
     secret = "The ferry leaves for swordfish-4711."
