@@ -51,7 +51,10 @@ class Reading(NamedTuple):
 
 def model_of(slm: Slm) -> ModelAt | None:
     """The model that reads; None where none runs."""
-    return ModelAt(slm.url, slm.model) if slm.backend != "none" and slm.url else None
+    if slm.backend == "none" or not slm.url:
+        return None
+    known = find(slm.model) if slm.backend != "openai" else None  # an engine of ours goes by the registry's names
+    return ModelAt(slm.url, known.name if known else slm.model)
 
 
 def reads_together(model: str) -> bool:

@@ -6,7 +6,7 @@ import json
 import httpx
 import pytest
 
-from memory.ask import ENCODING, Ask, answer_in, reads_together, tokens_at_most
+from memory.ask import ENCODING, Ask, answer_in, model_of, reads_together, tokens_at_most
 from memory.errors import InvalidRequest
 from memory.gather import PASSAGE_TOKENS, Gather
 from memory.identify import place
@@ -16,7 +16,7 @@ from memory.nouns import Principal
 from memory.portable import Portable
 from memory.prompts import READING
 from memory.quarantine import Quarantine
-from memory.settings import Recall, Settings
+from memory.settings import Recall, Settings, Slm
 from memory.slm.client import Completion, ModelAt
 from tests.clock import Hands
 from tests.conversations import COUNTER, TENANT, assistant, calling, prose, result, user
@@ -197,6 +197,21 @@ async def test_all_that_a_model_reads_for_a_question_has_one_bound(items, asking
     assert len(prompts(engine)) < 10
 
 
+@pytest.mark.parametrize(
+    ("slm", "model"),
+    [
+        (Slm(), None),
+        (Slm("llamacpp"), None),  # it does not run yet
+        (Slm("llamacpp", url="http://127.0.0.1:1/v1"), "smollm2-135m-instruct"),
+        (Slm("transformers", "/models/own", "http://127.0.0.1:1/v1"), "/models/own"),
+        (Slm("openai", "google/gemma-3-4b-it", "http://127.0.0.1:1/v1"), "google/gemma-3-4b-it"),
+    ],
+)
+def test_the_model_is_asked_by_the_name_that_its_engine_knows(slm, model):
+    found = model_of(slm)
+    assert (found.model if found else None) == model
+
+
 def test_a_model_that_is_known_to_be_small_reads_one_passage_at_a_time():
     assert not reads_together("HuggingFaceTB/SmolLM2-135M-Instruct")
     assert not reads_together("smollm2")
@@ -243,6 +258,14 @@ async def test_the_passages_are_the_best_ones_and_no_more_than_asked_for(items, 
     assert prompt[-1]["content"].startswith(f"- {FERRY}\n- Boat")
     assert prompt[-1]["content"].count("\n- ") == 1
     assert (await told(asking(), None))[0].id == best
+
+
+async def test_what_was_said_in_several_conversations_is_read_once(items, tell, asking):
+    await add(items, FERRY)
+    for label in ("one", "two", None):
+        await tell(label, user(FERRY), answer=f"Noted for {label}.")
+    texts = [source.text for source in await told(asking(), None)]
+    assert texts.count(FERRY) == 1
 
 
 async def test_calls_and_results_of_tools_are_read_too(tell, asking):

@@ -54,7 +54,7 @@ async def test_what_the_engine_does_not_say_is_nothing(engine):
     "steps",
     [
         answer(b'{"error":{"message":"too long"}}', 400),
-        answer(b"", 500),
+        answer(reply(), 500),
         answer(b"", 307, [(b"location", b"http://127.0.0.1:9/")]),
         answer(b"not json"),
         answer(b"\xff\xfe"),
@@ -75,7 +75,7 @@ async def test_everything_else_is_an_error_of_the_model(engine, steps):
     assert len(engine.requests) == 1  # and is not tried again
 
 
-@pytest.mark.parametrize("steps", [[End.HANG], answer([b"x"] * 50, framing="chunked", pause=0.2)])
+@pytest.mark.parametrize("steps", [[End.HANG], answer([b" "] * 6 + [reply()], framing="chunked", pause=0.2)])
 async def test_an_answer_that_takes_too_long_is_given_up_also_while_it_drips(engine, steps):
     engine.script = steps
     with pytest.raises(ModelError, match=r"in 0\.3 s"):
