@@ -40,7 +40,7 @@ NEWEST = (
 )
 
 
-class SaidRow(msgspec.Struct, frozen=True, array_like=True):
+class SaidRow(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A message of a conversation."""
 
     node: bytes
