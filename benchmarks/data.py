@@ -3,7 +3,7 @@
 `INFOLD_BENCH_DATA` names a folder of `<set>.jsonl.gz`, one conversation a line:
 
     {"set", "conv", "group", "messages": [{"id", "role", "name"?, "time"?, "content", "tool_calls"?, "tool_call_id"?}],
-     "questions": [{"id", "question", "evidence": [message ids], "evidence_audited"?}],
+     "questions": [{"id", "question", "answer", "category", "evidence": [message ids], "evidence_audited"?}],
      "probes": [{"at": message id, "needs": [{"value": string, "from": [message ids]}]}]}
 
 Without it the sample beside this file is read. Questions are asked after the whole conversation; a probe is the
@@ -45,6 +45,8 @@ class Case:
     stop: int  # the request holds messages [0, stop) of the conversation
     question: str | None  # the newest user message after them; None: a probe, which ends where the agent acts
     gold: tuple[Gold, ...]
+    answer: str = ""
+    category: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,14 @@ def parse(raw: Json) -> Conversation:
         )
 
     asked = [
-        Case(q["id"], len(sent), q["question"], gold(q.get("evidence_audited") or q["evidence"]))
+        Case(
+            q["id"],
+            len(sent),
+            q["question"],
+            gold(q.get("evidence_audited") or q["evidence"]),
+            str(q.get("answer") or ""),
+            q.get("category") or "",
+        )
         for q in raw.get("questions") or ()
     ]
     probed = [

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -143,8 +143,13 @@ def bare_server(workspace: Path, upstream: str, core: int | None = None) -> Serv
     return Server("bare", command, port, workspace / "bare.log", "/__asked", core=core)
 
 
-def infold_server(workspace: Path, upstream: str, serve: str = "", core: int | None = None) -> Server:
-    """`infold serve` with a data directory under `workspace`; `serve` replaces the command."""
+def infold_server(
+    workspace: Path, upstream: str, serve: str = "", core: int | None = None, settings: Mapping[str, str] | None = None
+) -> Server:
+    """`infold serve` with a data directory under `workspace`; `serve` replaces the command.
+
+    `settings`: more of the environment.
+    """
     script = Path(sys.executable).parent / "infold"
     found = (
         [str(script)]
@@ -156,7 +161,7 @@ def infold_server(workspace: Path, upstream: str, serve: str = "", core: int | N
     command = serve.split() if serve else [*found, "serve"]
     port, folder = free_port(), workspace / "data"
     command += ["--host", "127.0.0.1", "--port", str(port), "--upstream", f"{upstream}/v1", "--data-dir", str(folder)]
-    environment = {"INFOLD_UPSTREAM": f"{upstream}/v1", "INFOLD_DATA_DIR": str(folder)}
+    environment = {"INFOLD_UPSTREAM": f"{upstream}/v1", "INFOLD_DATA_DIR": str(folder), **(settings or {})}
     return Server("infold", command, port, workspace / "infold.log", "/readyz", environment, core)
 
 
@@ -181,14 +186,19 @@ def workspace(keep: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def servers(
-    given: argparse.Namespace, windows: Sequence[int] = (), pin: bool = False
+    given: argparse.Namespace, windows: Sequence[int] = (), pin: bool = False, settings: Mapping[str, str] | None = None
 ) -> Iterator[tuple[Server, Server | None]]:
-    """The provider and, unless `--direct`, the proxy before it, ready. `pin`: the proxy alone on one core."""
+    """The provider and, unless `--direct`, the proxy before it, ready.
+
+    Args:
+        pin: the proxy alone on one core.
+        settings: of the proxy, as variables of its environment.
+    """
     cores = sorted(os.sched_getaffinity(0))
     pin = pin and len(cores) > 1
     with workspace(given.keep) as folder:
         provider = provider_server(folder, windows, cores[1] if pin else None)
-        infold = infold_server(folder, provider.url, given.serve, cores[0] if pin else None)
+        infold = infold_server(folder, provider.url, given.serve, cores[0] if pin else None, settings)
         try:
             provider.start()
             if not given.direct:

@@ -231,6 +231,14 @@ class LLMMemoryManager:
         types = list(content_types) if isinstance(content_types, tuple | set | frozenset) else content_types
         return mappings(self._call(lambda: self._engine.items.search(self._place, query, limit, types)))
 
+    def ask(self, question: str, limit: int = 3) -> Values:
+        """What the session's memory says to a question, and the items and messages that it rests on.
+
+        A local model reads the `limit` best passages and answers, where one runs (`by` is `model`); else, or where it
+        says what no passage says, the answer is their best sentences (`passages`).
+        """
+        return mapping(self._call(lambda: self._engine.whole.ask.ask(self._place.tenant, question, limit, self._place)))
+
     def wait_until_indexed(self, timeout_seconds: float = 600.0) -> bool:
         """Long items are embedded in the background: whether all of them are, when the time is over at the latest."""
         seconds = check.number(timeout_seconds, "timeout_seconds", 0, 86_400)

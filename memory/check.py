@@ -14,6 +14,7 @@ from uuid import UUID
 from memory.errors import InvalidRequest, NotFound, TooLarge
 
 MOST_LIMIT = 1_000  # items in one answer
+MOST_PASSAGES = 20  # that are read for one answer
 MOST_TYPE_CHARS = 100
 MOST_NAME_CHARS = 500
 MOST_LIST = 1_000

@@ -31,6 +31,7 @@ from memory.nouns import (
     FoundItem,
     HygieneReport,
     ItemForm,
+    ItemStatus,
     MemoryItem,
     MemoryStateSnapshot,
     Place,
@@ -72,6 +73,7 @@ BULK_BYTES_A_SECOND = 100_000  # an item's rows and their index take so long at 
 EMBED_SECONDS = 1.0  # for a short item, while its program waits
 EMBED_AT_ONCE = 4  # passages of an item that is embedded when it is added
 MOST_QUERY_CHARS = 100_000
+ANSWER_FLOOR, FEW_PASSAGES = 0.1, 100  # score below which a passage answers nothing, among so many or more
 PRESENCE_KINDS = ("items", "quarantine", "session_deleted", "erase", "again")  # signals after which one looks again
 
 
@@ -348,6 +350,22 @@ class Items:
         """
         scope = Scope(tenant, place.scope if place else [NIL])
         return await self._finder.recall(scope, text, room_tokens, count, [item_tail(hint) for hint in hints])
+
+    async def answering(
+        self, tenant: bytes, place: Place | None, question: str, room_tokens: int, whole_tokens: int, count: CountTokens
+    ) -> tuple[Quote, ...]:
+        """The passages that answer a question, best first: of a session and shared items, or of all of the tenant."""
+        scope = Scope(tenant, place.scope if place else None)
+        return await self._finder.quotes(
+            scope, question, room_tokens, whole_tokens, count, ANSWER_FLOOR, few=FEW_PASSAGES
+        )
+
+    async def origins(self, tenant: bytes, ids: Sequence[UUID]) -> dict[UUID, tuple[str, bytes]]:
+        """The session and the digest of each active item, by its id."""
+        async with self._pool.connection(READ_SECONDS) as connection:
+            rows = await load_items(connection, tenant, ids, content=False)
+        await self._learn_names(tenant, list(rows.values()))
+        return {id: (self._name(row), row.digest) for id, row in rows.items() if row.status == ItemStatus.ACTIVE}
 
     # Changing.
 

@@ -16,6 +16,9 @@ class Meter:
     def retrieved(self, seconds: float) -> None:
         """An item was read by its id."""
 
+    def asked(self, by: str, seconds: float) -> None:
+        """A question was answered, by a "model", by the "passages" themselves, or by "nothing"."""
+
     def tidied(self, report: HygieneReport) -> None:
         """A session was tidied; a dry run is not told."""
 

@@ -244,6 +244,29 @@ class QuarantinedContext(msgspec.Struct, frozen=True, kw_only=True):
     state: QuarantineState
 
 
+NoModel = Literal["no_model", "model_failed", "not_supported", "nothing_found"]  # why no model answers
+
+
+class Source(msgspec.Struct, frozen=True):
+    """What an answer rests on: an item, or a message of a conversation."""
+
+    kind: Literal["item", "message"]
+    id: str  # of the item, or of the message
+    turn: str | None  # in which the message came; by its id it is explained
+    session_id: str
+    about: str  # the item's type, or the message's role
+    created_at: datetime
+    text: str  # the part of it that was read
+    score: float  # higher is closer
+
+
+class MemoryAnswer(msgspec.Struct, frozen=True):
+    answer: str | None  # None: nothing in the memory answers that
+    by: Literal["model", "passages"]  # passages: their own sentences
+    reason: NoModel | None
+    sources: list[Source]  # the one that says most of it first
+
+
 class Tended(msgspec.Struct, frozen=True):
     id: str
     action: str  # "compress", "archive", "delete", "keep"

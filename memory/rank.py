@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memory.excerpt import excerpt
 from memory.lexical import Floats, Terms, bm25, frequencies, rarity, terms
@@ -72,6 +73,7 @@ class Passage:
     text: str
     tokens: int  # of the text, as the provider counts
     terms: Terms
+    line: int = 0  # of conversation; what stands in another one is no neighbour
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +130,15 @@ def rank(wanted: Query, passages: Sequence[Passage], similar: Mapping[int, float
     words, tf, weights = look_up(wanted, passages)
     lengths = np.array([passage.terms.length for passage in passages], dtype=np.float32)
     own = coverage(tf, lengths, weights)
-    around = coverage(spread(tf), spread(lengths), weights)
+    apart = lines_of(passages)
+    around = coverage(spread(tf, apart), spread(lengths, apart), weights)
     scores = (MESSAGE * own + WINDOW * around) / (MESSAGE + WINDOW) * substance(tf, weights)
     if wanted.names:
         named = [share_named(passage, wanted.names) for passage in passages]
         scores *= 1 + SPEAKER * np.array(named, dtype=np.float32)
     if similar:
         cosines = [similar.get(passage.position, 0.0) for passage in passages]
-        scores += MEANING * closeness(np.array(cosines, dtype=np.float32))
+        scores += MEANING * closeness(np.array(cosines, dtype=np.float32), apart)
     values = scores.tolist()
     order = [i for i in np.argsort(-scores, kind="stable").tolist() if values[i] > 0]
     found = tuple(Ranked(passages[i].position, values[i]) for i in order)
@@ -171,19 +174,27 @@ def substance(tf: Floats, weights: Floats) -> float:
     return said / min(max(said, LEAST_TERMS * rare), MOST_TERMS * rare)
 
 
-def spread(values: Floats) -> Floats:
+def lines_of(passages: Sequence[Passage]) -> NDArray[np.int_] | None:
+    """The line of each passage; None where there is one alone."""
+    lines = np.array([passage.line for passage in passages])
+    return None if (lines == lines[0]).all() else lines
+
+
+def spread(values: Floats, lines: NDArray[np.int_] | None = None) -> Floats:
     """Add to each value those of its neighbours in the last axis, less and less with distance."""
     total = values.copy()
     for distance in range(1, min(RADIUS, values.shape[-1] - 1) + 1):
-        weight = 1 - distance / (RADIUS + 1)
+        weight: float | Floats = 1 - distance / (RADIUS + 1)
+        if lines is not None:
+            weight = weight * (lines[distance:] == lines[:-distance]).astype(np.float32)
         total[..., distance:] += weight * values[..., :-distance]
         total[..., :-distance] += weight * values[..., distance:]
     return total
 
 
-def closeness(cosines: Floats) -> Floats:
+def closeness(cosines: Floats, lines: NDArray[np.int_] | None = None) -> Floats:
     """Cosine of a message and, as much, of those around it; 0 for what is merely English, too."""
-    around = spread(cosines) / spread(np.ones_like(cosines))
+    around = spread(cosines, lines) / spread(np.ones_like(cosines), lines)
     close: Floats = np.maximum(0, (cosines + around) / 2 - STRANGE)
     return close
 

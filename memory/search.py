@@ -185,14 +185,19 @@ class Finder:
         count: CountTokens,
         floor: float = 0.0,
         exact: int = EXACT_ROWS,
+        few: int = 0,
     ) -> tuple[Quote, ...]:
-        """The passages that answer best and fit, the first with neighbours; items up to `whole_tokens` come whole."""
+        """The passages that answer best and fit, the first with neighbours; items up to `whole_tokens` come whole.
+
+        `few`: of a tenant with fewer passages the floor is lower, for no word is rare among them.
+        """
         most = max(PASSAGES, room_tokens // LEAST_QUOTED_TOKENS)
         found = await self.find(
             scope, query, min(NEAR_QUOTED, most), exact=exact, words_k=max(PASSAGES, min(WORDS_QUOTED, most // 2))
         )
         ranked = await asyncio.to_thread(found.passages) if len(found.candidates) > SHORT_WORK else found.passages()
-        best = [(score, passage) for score, passage in ranked if score >= floor][:most]
+        least = floor * min(1.0, found.vocabulary.passages / few) if few else floor
+        best = [(score, passage) for score, passage in ranked if score >= least][:most]
         if not best:
             return ()
         passages = [passage for _, passage in best]

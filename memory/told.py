@@ -72,14 +72,17 @@ def windows_in_models_reply(body: bytes) -> dict[str, int]:
     """The windows that a reply to GET /v1/models names, by model id; empty for anything else.
 
     vLLM says `max_model_len`, Groq `context_window`, OpenRouter and Together `context_length`, Mistral
-    `max_context_length`, Anthropic `max_input_tokens`. Together sends the list alone.
+    `max_context_length`, Anthropic `max_input_tokens`, llama.cpp `meta.n_ctx`, which is what one of its slots has.
+    Together sends the list alone.
     """
     reply = decoded(body)
     entries = reply.get("data") if isinstance(reply, dict) else reply
     windows = {}
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict) and isinstance(name := entry.get("id"), str):
-            said_windows = (tokens(entry.get(field)) for field in WINDOW_FIELDS)
+            meta = entry.get("meta")
+            said_windows = [tokens(entry.get(field)) for field in WINDOW_FIELDS]
+            said_windows += [tokens(meta.get("n_ctx"))] if isinstance(meta, dict) else []
             if window := next(filter(None, said_windows), None):
                 windows[name] = window
     return windows

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
+from memory.ask import ENCODING, Ask, model_of, reads_together
 from memory.board import Board
 from memory.detect import secrets_in
 from memory.embed import Embedder
 from memory.events import Events
+from memory.gather import Gather
 from memory.humans import Humans
 from memory.items import Items, Summarize
 from memory.lookout import Lookout
@@ -39,6 +42,7 @@ class Memory:
     sessions: Sessions
     signals: Signals
     events: Events
+    ask: Ask
     clock: Clock
 
 
@@ -71,6 +75,8 @@ def memory(
         pool, counter, models, settings, clock, embedder, summarize, secrets_in, quarantine, shares, meter,
     )  # fmt: skip
     quarantine.restore_with(items.restore)
+    count = partial(counter.text, encoding=ENCODING)
+    gather = Gather(pool, items, embedder, count, settings.recall.floor)
     signals.listen(items.heard)
     return Memory(
         pool=pool,
@@ -84,5 +90,6 @@ def memory(
         sessions=Sessions(pool, clock),
         signals=signals,
         events=Events(pool, signals),
+        ask=Ask(gather, count, model_of(settings.slm), settings.slm.window, reads_together(settings.slm.model), meter),
         clock=clock,
     )

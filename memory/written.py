@@ -11,6 +11,7 @@ from typing import Any
 Json = dict[str, Any]
 
 CALLED = ("arguments", "input", "action", "actions", "operation", "code", "queries")  # where items keep what they ask
+MOST_DEPTH = 8  # of results within results
 SAID = ("output", "result", "results", "outputs", "tools")  # and what they got
 
 
@@ -47,6 +48,44 @@ def told(part: Json) -> object:
     result = next((part[key] for key in SAID if part.get(key) is not None), None)
     name = part.get("name") or kind.removesuffix("_call")
     return f"{name}({words(asked)})" + (f"\n{words(result)}" if result is not None else "")
+
+
+def said(raw: bytes) -> str:
+    """The words of a message, and below them each call as name(arguments): what a reader is told of it.
+
+    Images, files and thoughts have none. "" for what is no message.
+    """
+    return "\n".join(line for part in parts_of(raw) for line in lines_of(part) if line.strip())
+
+
+def lines_of(part: Json) -> Iterator[str]:
+    content = told(part)
+    if isinstance(content, list):
+        for block in content:
+            yield from lines_of_block(block)
+    elif content is not None:
+        yield words(content)
+    calls = part.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, dict) else None
+        if isinstance(function, dict):
+            yield f"{function.get('name')}({words(function.get('arguments') or '')})"
+
+
+def lines_of_block(block: object, depth: int = 0) -> Iterator[str]:
+    """A part of a message's content, of any dialect."""
+    if isinstance(block, str):
+        yield block
+    if not isinstance(block, dict) or depth > MOST_DEPTH:
+        return
+    if isinstance(text := block.get("text") or block.get("refusal"), str):
+        yield text
+    elif block.get("type") == "tool_use":
+        yield f"{block.get('name')}({words(block.get('input') or '')})"
+    elif block.get("type") == "tool_result":
+        inner = block.get("content")
+        for part in inner if isinstance(inner, list) else [inner]:
+            yield from lines_of_block(part, depth + 1)
 
 
 def words(value: object) -> str:

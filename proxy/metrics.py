@@ -15,6 +15,7 @@ from memory.table import known_name
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+ASKING = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0)  # seconds; a model may read
 SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 OTHER = "other"
 
@@ -89,6 +90,10 @@ class Metrics(Meter):
         self.item_retrieve = histogram(
             "infold_item_retrieve_seconds", "Seconds to read an item by its id.", buckets=SECONDS
         )
+        self.asks = counter(
+            "infold_asks", "Questions to the memory, by who answered: model, passages, nothing.", ["by"]
+        )
+        self.ask = histogram("infold_ask_seconds", "Seconds to answer a question to the memory.", buckets=ASKING)
         self.hygiene_items = counter(
             "infold_hygiene_items", "Items that POST hygiene compressed, archived, deleted, kept.", ["action"]
         )
@@ -108,6 +113,10 @@ class Metrics(Meter):
 
     def retrieved(self, seconds: float) -> None:
         self.item_retrieve.observe(seconds)
+
+    def asked(self, by: str, seconds: float) -> None:
+        self.asks.labels(by).inc()
+        self.ask.observe(seconds)
 
     def tidied(self, report: HygieneReport) -> None:
         for action in ("compressed", "archived", "deleted", "kept"):

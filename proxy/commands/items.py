@@ -11,7 +11,7 @@ from proxy.commands.opened import At
 from proxy.commands.shown import Rows, Shown
 
 if TYPE_CHECKING:
-    from proxy.rest.bodies import Done, ItemAdded, ItemsFound, ItemsListed, OneItem
+    from proxy.rest.bodies import Answered, Done, ItemAdded, ItemsFound, ItemsListed, OneItem
 
 Id = Annotated[str, typer.Argument(metavar="ID", help="The item's id.")]
 Type = Annotated[list[str] | None, typer.Option("--type", help="Of this type alone; may be there several times.")]
@@ -167,3 +167,27 @@ def show_found(answer: "ItemsFound") -> Shown:
         for one in answer.results
     ]
     yield Rows(("score", "id", "type", "passage"), rows, "Nothing found.")
+
+
+async def ask(
+    at: At,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="In your own words.")],
+    limit: Annotated[int, typer.Option(help="Passages that are read, 1 to 20.")] = 3,
+) -> "Answered":
+    """Answer a question from the memory, with what it rests on; without --session from all of the tenant's.
+
+    Example: infold ask "When does the ferry leave?"
+    """
+    from proxy.rest.bodies import Answered
+
+    await at.warm()
+    found = await at.memory.ask.ask(at.tenant, question, limit, at.named_place)
+    return Answered(answer=found.answer, by=found.by, reason=found.reason, sources=found.sources)
+
+
+def show_answer(answer: "Answered") -> Shown:
+    yield answer.answer or "Nothing in the memory answers that."
+    if answer.sources:
+        yield f"\nby the {answer.by}, from:"
+    rows = [(one.kind, one.id, one.session_id, one.about, one.text) for one in answer.sources]
+    yield Rows(("kind", "id", "session", "type", "text"), rows)

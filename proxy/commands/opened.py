@@ -28,6 +28,12 @@ class At:
     place: "Place"
     model: str  # against whose window a session is measured
     embedder: "Embedder | None"
+    names_session: bool = False
+
+    @property
+    def named_place(self) -> "Place | None":
+        """The session, where the command names one."""
+        return self.place if self.names_session else None
 
     @property
     def tenant(self) -> bytes:
@@ -93,7 +99,7 @@ async def opened(config: "Config", dsn: str, key: str | None, session: str | Non
         tenant = key_tenant(pepper, key)
         whole = memory(pool, dsn, Counter(), ModelTable(config.overrides), config.settings, embedder=embedding)
         who = Principal(tenant, "cli", is_person=True)
-        yield At(whole, who, place(tenant, session), config.primary_model, embedding)
+        yield At(whole, who, place(tenant, session), config.primary_model, embedding, session is not None)
     finally:
         await pool.close()
         if embedding is not None:

@@ -56,6 +56,7 @@ GROUPS = {  # the first command of a group is also what the group alone does
 COMMANDS = (
     Command("state", records.state, records.show_state),
     Command("search", items.search, items.show_found),
+    Command("ask", items.ask, items.show_answer),
     Command("items list", items.listed, items.show_listed),
     Command("items show", items.show, items.show_one, in_session=False),
     Command("items add", items.add, items.show_added),

@@ -42,6 +42,11 @@ class Asking:
         return self.principal.tenant
 
     @property
+    def named_place(self) -> Place | None:
+        """The session, where the request names one."""
+        return self.place if self.exchange.header(b"x-session-id") is not None else None
+
+    @property
     def model(self) -> str:
         """The model whose window a session's memory is measured against."""
         return self.parts.config.primary_model

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import UNSET, Meta
 
 from memory import nouns
-from memory.check import MOST_LIMIT, MOST_NAME_CHARS, MOST_TYPE_CHARS
+from memory.check import MOST_LIMIT, MOST_NAME_CHARS, MOST_PASSAGES, MOST_TYPE_CHARS
 from memory.errors import InvalidRequest
 from proxy.errors import NoJson
 
@@ -40,6 +40,13 @@ Metadata = Annotated[
     Any, Meta(description="Any object, up to 64 KiB as JSON.", extra_json_schema={"type": ["object", "null"]})
 ]
 Limit = Annotated[Any, Meta(extra_json_schema={"type": "integer", "minimum": 1, "maximum": MOST_LIMIT})]
+PassageLimit = Annotated[
+    Any,
+    Meta(
+        description="Passages that are read.",
+        extra_json_schema={"type": "integer", "minimum": 1, "maximum": MOST_PASSAGES},
+    ),
+]
 Tokens = Annotated[Any, Meta(extra_json_schema={"type": "integer", "minimum": 0, "maximum": 10**9})]
 Status = Annotated[Any, Meta(extra_json_schema={"type": ["string", "null"], "enum": [*nouns.TaskStatus, None]})]
 Progress = Annotated[
@@ -197,6 +204,26 @@ class ItemSearch(Asked, frozen=True, kw_only=True):
     limit: Limit = 5
     content_types: Names = None
     include_archived: Flag = False
+
+
+class Question(Asked, frozen=True, kw_only=True):
+    question: Words
+    limit: PassageLimit = 3
+
+
+class Answered(Answer, frozen=True, kw_only=True):
+    """What the memory says to a question."""
+
+    answer: Annotated[str | None, Meta(description="null: nothing in the memory answers that.")]
+    by: Annotated[
+        Literal["model", "passages"],
+        Meta(description="Who answers: the local model, or sentences of the passages, word for word."),
+    ]
+    reason: Annotated[
+        nouns.NoModel | None,
+        Meta(description="Why no model answers; `not_supported`: it said what no passage says."),
+    ]
+    sources: Annotated[list[nouns.Source], Meta(description="What the answer rests on, the most first.")]
 
 
 class ItemChange(Asked, frozen=True, kw_only=True):

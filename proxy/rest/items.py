@@ -5,6 +5,7 @@ from memory.errors import NotFound
 from memory.snapshot import About, state_json
 from proxy.rest.asking import Asking
 from proxy.rest.bodies import (
+    Answered,
     Context,
     ContextQuery,
     Done,
@@ -18,6 +19,7 @@ from proxy.rest.bodies import (
     ItemsFound,
     ItemsListed,
     OneItem,
+    Question,
     State,
     StateExport,
     Tidied,
@@ -45,6 +47,11 @@ async def search(asking: Asking, body: ItemSearch) -> ItemsFound:
     archived = check.flag(body.include_archived, "include_archived")
     found = await asking.memory.items.search(asking.place, body.query, body.limit, body.content_types, archived)
     return ItemsFound(results=list(found), count=len(found))
+
+
+async def ask(asking: Asking, body: Question) -> Answered:
+    found = await asking.memory.ask.ask(asking.tenant, body.question, body.limit, asking.named_place)
+    return Answered(answer=found.answer, by=found.by, reason=found.reason, sources=found.sources)
 
 
 async def listed(asking: Asking, query: ItemPage) -> ItemsListed:

@@ -22,10 +22,10 @@ REFUSED = {
     "422": "A value is not allowed; the field is named.",
     "503": "The database is away.",
 }
+DEFAULT, WHOLE = "the tenant's default one", "all of the tenant's"  # what a request means that names no session
 SESSION: Json = {
     "name": "X-Session-Id",
     "in": "header",
-    "description": "The session; left out: the tenant's default one.",
     "schema": {"type": "string", "pattern": f"^{SESSION_NAME.pattern}$"},
 }
 
@@ -41,6 +41,7 @@ class Operation(NamedTuple):
     query: type | None = None
     media: str = "application/json"
     brings: str = "application/json"  # media of the body
+    unnamed: str = DEFAULT
 
 
 def document(operations: Sequence[Operation]) -> Json:
@@ -82,7 +83,7 @@ def told(operation: Operation, schemas: Json) -> Json:
         "operationId": "_".join([operation.method.lower(), *words]),
         "summary": operation.summary,
         "tags": words[:1],
-        "parameters": [*in_path, SESSION, *in_query(operation.query, schemas)],
+        "parameters": [*in_path, session(operation), *in_query(operation.query, schemas)],
         "responses": answers | refusals,
     }
     if operation.body is not None:
@@ -95,6 +96,10 @@ def told(operation: Operation, schemas: Json) -> Json:
         lines = {"type": "string", "description": "A JSON object a line, each with its kind."}
         whole["requestBody"] = {"required": True, "content": {operation.brings: {"schema": lines}}}
     return whole
+
+
+def session(operation: Operation) -> Json:
+    return SESSION | {"description": f"The session; left out: {operation.unnamed}."}
 
 
 def reference(type: type) -> Json:

@@ -19,7 +19,7 @@ from proxy.exchange import Exchange
 from proxy.rest import events, items, records, tools, work
 from proxy.rest.asking import Asking, asking, refused, reply
 from proxy.rest.bodies import Answer, ToolArguments, TurnRead
-from proxy.rest.openapi import Operation, document
+from proxy.rest.openapi import DEFAULT, WHOLE, Operation, document
 
 JSON = "application/json"
 LINES = "application/x-ndjson"
@@ -38,13 +38,14 @@ class Endpoint:
         media: str = JSON,
         brings: str = JSON,
         takes: type | None = None,
+        unnamed: str = DEFAULT,
     ) -> None:
         hints = get_type_hints(handler)
         given = reply or (None if hints["return"] is Response else hints["return"])
         self.handler = handler
         self.body: type | None = hints.get("body")
         self.operation = Operation(
-            method, path, summary, given, takes or hints.get("body"), hints.get("query"), media, brings
+            method, path, summary, given, takes or hints.get("body"), hints.get("query"), media, brings, unnamed
         )
 
     async def answer(self, asked: Asking) -> Response:
@@ -61,6 +62,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "items/add", items.add, "Store an item"),
     Endpoint("POST", "items/retrieve", items.retrieve, "An item by its id, counted as read"),
     Endpoint("POST", "items/search", items.search, "Items by meaning and by words, best first"),
+    Endpoint("POST", "ask", items.ask, "Answer a question from the memory, with what it rests on", unnamed=WHOLE),
     Endpoint("GET", "items", items.listed, "The session's items, newest first"),
     Endpoint("PATCH", "items/{item_id}", items.change, "Change an item"),
     Endpoint("DELETE", "items/{item_id}", items.delete, "Delete an item"),

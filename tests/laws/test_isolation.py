@@ -25,6 +25,7 @@ from memory.spool import Spool
 from memory.store.chunks import are_embedded, save_chunks, similarities, to_embed
 from memory.store.export import export_lines, load_turn
 from memory.store.pool import Pool
+from memory.store.said import load_said, may_be_told, turns_of
 from memory.store.turns import FoldRow, find_line, pack
 from tests.conftest import NewDatabase, open_pool, run_sql
 from tests.conversations import assistant, prose, user
@@ -200,9 +201,14 @@ async def probes(pool: Pool, owner: asyncpg.Connection) -> list[str]:
         found += ["to embed"] * any(
             b"alices-canary" in row["raw"] for row in await to_embed(connection, BOB, "t", turns[0])
         )
+        found += ["said"] * any(b"alices-canary" in row.raw for row in await load_said(connection, BOB, None))
+        found += ["said in a session"] * bool(await load_said(connection, BOB, ALICES_LABEL))
+        found += ["may be told"] * bool(await may_be_told(connection, BOB, nodes))
+        found += ["turns of"] * bool(await turns_of(connection, BOB, nodes))
     return sorted(set(found))
 
 
+ALICES_LABEL = "alices-label"
 VECTOR = np.ones(384, dtype=np.float32) / 384**0.5
 
 
@@ -217,7 +223,9 @@ async def shared(dsn: str, tmp_path: Path) -> str:
             FoldRow(asked.line.nodes[0], "frozen", 0, pack(FROZEN)),
             FoldRow(asked.line.tip, "block", 2, pack(BLOCK)),
         )
-        await whole_turn(recorder, asked_for(said, ALICE, folds=folds), answers("alices-canary four"))
+        await whole_turn(
+            recorder, asked_for(said, ALICE, folds=folds, label=ALICES_LABEL), answers("alices-canary four")
+        )
         await whole_turn(recorder, asked_for([user("bob here")], BOB), answers("hello bob"))
         async with pool.tenant(ALICE) as connection:
             await save_chunks(connection, ALICE, "s", asked.line.tip, [(0, 5)], np.array([VECTOR]))
@@ -286,7 +294,10 @@ async def test_with_both_bars_gone_the_probes_notice_at_every_place(shared, owne
     await careless_functions(owner)
     async with open_pool(shared) as pool:
         careless_queries()
-        assert await probes(pool, owner) == ["embedded", "export", "find_line", "similar", "to embed", "turn"]
+        assert await probes(pool, owner) == [
+            "embedded", "export", "find_line", "may be told", "said", "said in a session", "similar", "to embed", "turn",
+            "turns of",
+        ]  # fmt: skip
 
 
 async def test_writing_for_another_tenant_is_refused_by_the_database(shared):

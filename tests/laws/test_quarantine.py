@@ -371,6 +371,9 @@ async def test_no_page_tells_it(proxy, provider, owner, history):
         told = {path: client.get(path.format(turn=headers["x-infold-turn"])) for path in PAGES}
         told |= {name: client.post(f"tools/{name}", json=arguments) for name, arguments in TOOLS.items()}
         told["search"] = client.post("items/search", json={"query": "the canary's word", "limit": 50})
+        for session in ({}, {"x-session-id": "home"}):
+            asked = client.post("ask", json={"question": "What is the canary's word?"}, headers=session)
+            told[f"ask {session}"] = asked
         told["hygiene"] = client.post("hygiene", json={"dry_run": True})
         for path, reply in told.items():
             assert reply.status_code == 200, path

@@ -200,6 +200,16 @@ def test_search_finds_by_other_words_and_does_not_count(manager):
     assert found[0]["access_count"] == 0
 
 
+def test_a_question_is_answered_from_its_session_alone(make):
+    with make(session_id="one") as one, make(session_id="other") as other:
+        id = one.add_memory_item("The ferry to Skarholm leaves at 07:40.", "note")
+        other.add_memory_item("The other ferry leaves at noon.", "note")
+        found = one.ask("When does the ferry leave?")
+        assert (found["answer"], found["by"]) == ("The ferry to Skarholm leaves at 07:40.", "passages")
+        assert [source["id"] for source in found["sources"]] == [id]
+        assert isinstance(found["sources"][0]["created_at"], datetime)
+
+
 def test_a_long_item_is_told_shorter_and_indexed_in_the_background(manager):
     text = "\n\n".join(f"Station {n} has {n * 7} seats and a clock by maker {n % 13}." for n in range(400))
     item = manager.retrieve_memory_item(manager.add_memory_item(text, "doc"))

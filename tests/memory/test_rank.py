@@ -3,6 +3,7 @@
 import random
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -50,6 +51,17 @@ def test_neighbours_of_the_hit_come_back_before_strangers():
     ranked = rank(query("the hotel in Lyon"), line_of(*texts))
 
     assert {found.position for found in ranked.found[:5]} == {58, 59, 60, 61, 62}
+
+
+def test_what_stands_in_another_conversation_is_no_neighbour():
+    texts = chatter(200)
+    texts[60] = "which hotel did you book in Lyon?"
+    passages = [replace(passage, line=passage.position // 61) for passage in line_of(*texts)]
+
+    ranked = rank(query("the hotel in Lyon"), passages)
+
+    assert {found.position for found in ranked.found[:4]} == {57, 58, 59, 60}
+    assert all(found.score < ranked.found[3].score / 3 for found in ranked.found if found.position > 60)
 
 
 def test_the_speaker_who_is_named_goes_first_from_the_field_or_from_the_text():

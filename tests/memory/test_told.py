@@ -20,6 +20,8 @@ from memory.told import Overflow, overflow_in_error, windows_in_models_reply
         ({"data": [{"id": "x/a", "context_length": 1_000_000}]}, {"x/a": 1_000_000}),  # OpenRouter
         ([{"id": "a", "context_length": 32_768}], {"a": 32_768}),  # Together
         ({"data": [{"id": "a", "max_context_length": 262_144}]}, {"a": 262_144}),  # Mistral
+        ({"data": [{"id": "a", "meta": {"n_ctx": 2_048, "n_ctx_train": 8_192}}]}, {"a": 2_048}),  # llama.cpp
+        ({"data": [{"id": "a", "meta": "n_ctx"}, {"id": "b", "meta": {"n_ctx": None}}]}, {}),
         ({"data": [{"id": "a", "max_model_len": None, "context_length": "many"}, {"id": 5}, 7, None]}, {}),
         ({"data": {"id": "a"}}, {}),
         ({"error": {"message": "no"}}, {}),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from memory.written import calls_in, content_of, results_in
+from memory.written import calls_in, content_of, results_in, said
 from tests.conversations import assistant, calling, result, user
 from tests.responses import call, message, output, picture, reasoning
 
@@ -69,3 +69,34 @@ def test_calls_and_their_results_are_found_in_every_dialect():
     ]
     assert list(results_in(raw({"role": "user", "content": blocks}))) == [("t1", "found"), ("t2", "Error: nothing")]
     assert next(results_in(raw(output("c1", [{"type": "input_text", "text": "x"}]))))[0] == "c1"
+
+
+@pytest.mark.parametrize(
+    ("message_", "words"),
+    [
+        (user("hi"), "hi"),
+        (user(TEXT), "a\nb"),
+        (user([{"type": "image_url", "image_url": {"url": "data:,x"}}, {"type": "text", "text": "see"}]), "see"),
+        (calling(("1", '{"a": 1}'), content="wait"), 'wait\nlook({"a": 1})'),
+        (result("1", "found"), "found"),
+        (assistant([{"type": "thinking", "thinking": "hm"}, {"type": "tool_use", "name": "look", "input": {"a": 1}}]),
+         'look({"a": 1})'),
+        (user([{"type": "tool_result", "content": [{"type": "text", "text": "found"}]}, {"type": "text", "text": "?"}]),
+         "found\n?"),
+        ([{"type": "reasoning", "summary": []}, message("so"), call("c", {})], "so\nlook({})"),
+        (assistant(None, refusal="no"), ""),
+        (assistant([{"type": "refusal", "refusal": "no"}]), "no"),
+        ({"type": "telepathy", "thought": 1}, ""),
+        (5, ""),
+    ],
+)  # fmt: skip
+def test_a_reader_is_told_the_words_and_the_calls(message_, words):
+    assert said(raw(message_)) == words
+
+
+def test_results_within_results_without_end_are_cut():
+    within: Any = "deep"
+    for _ in range(200):
+        within = [{"type": "tool_result", "content": within}]
+    assert said(raw(user(within))) == ""
+    assert said(b"\xff") == said(b"{") == ""

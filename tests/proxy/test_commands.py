@@ -156,6 +156,8 @@ def test_json_is_what_rest_answers(infold: Run, rest: httpx.Client) -> None:
         answer = told(infold(*words, "--json"))
         assert answer == rest.get(path, params=query).raise_for_status().json()
         assert any(isinstance(value, list) and value for value in answer.values()), words
+    question = {"question": "Which lantern?", "limit": 2}
+    assert told(infold("ask", "Which lantern?", "--limit", "2", "--json")) == rest.post("ask", json=question).json()
     found = told(infold("search", "lantern", "--type", "note", "--json"))
     asked = {"query": "lantern", "content_types": ["note"]}
     assert found == rest.post("items/search", json=asked).json()
@@ -222,6 +224,21 @@ def test_what_is_shared_is_found_from_every_session(infold: Run, add: Any) -> No
     assert own not in found
 
 
+def test_a_question_is_answered_from_all_of_the_memory_or_from_one_session(infold: Run, add: Any) -> None:
+    id = add("The ferry leaves at 07:40 from pier 9.", "--type", "timetable")
+    asked = ("ask", "When does the ferry leave?")
+    answer, by, table, row = out(infold(*asked, session=None)).replace("\n\n", "\n").split("\n", 3)
+    assert answer == "The ferry leaves at 07:40 from pier 9."
+    assert by == "by the passages, from:"
+    assert table.split() == ["kind", "id", "session", "type", "text"]
+    assert row.split()[:4] == ["item", id, SESSION, "timetable"]
+    assert out(infold(*asked, session="another")) == "Nothing in the memory answers that."
+    found = told(infold(*asked, "--json", session=SESSION))
+    assert (found["by"], found["reason"], found["sources"][0]["id"]) == ("passages", "no_model", id)
+    assert refused(infold("ask", " "), 2) == "QUESTION must not be empty"
+    assert refused(infold("ask", "why?", "--limit", "0"), 2).startswith("--limit must be")
+
+
 def test_a_search_goes_by_meaning_though_the_model_is_yet_to_load(infold: Run, add: Any, monkeypatch: Any) -> None:
     monkeypatch.setenv("INFOLD_EMBEDDER", "builtin")
     id = add("The ferry leaves at 07:40 from pier 9.")
@@ -244,7 +261,15 @@ def test_nothing_that_is_stored_steers_the_terminal(infold: Run, add: Any) -> No
     out(infold("tasks", "create", f"task {EVIL}"))
     out(infold("agents", "create", f"agent {EVIL}", "--can", EVIL))
     out(infold("hil", "ask", f"question {EVIL}"))
-    for words in (["items"], ["items", "show", id], ["search", "lantern"], ["tasks"], ["agents"], ["hil"]):
+    for words in (
+        ["items"],
+        ["items", "show", id],
+        ["search", "lantern"],
+        ["ask", "red lantern?"],
+        ["tasks"],
+        ["agents"],
+        ["hil"],
+    ):
         shown = out(infold(*words))
         assert "red" in shown
         assert not STEERING & set(shown), words

@@ -75,6 +75,39 @@ def test_items_stay_in_their_session_unless_they_are_the_tenants(house):
     assert "The wombat is called Trillian." in found("What is the wombat called?")
 
 
+def test_a_question_is_answered_from_what_was_stored_and_said(house):
+    caller = Caller(house[0].url, key="sk-asks")
+    id = caller.add("The ferry to Skarholm leaves at 07:40 from pier 9.")
+    with house[0].client("sk-asks") as client:
+        reply = client.chat.completions.with_raw_response.create(
+            model="small-8k",
+            messages=[{"role": "user", "content": "My locker on the ferry has number 4471."}],
+            extra_headers={"x-session-id": "harbour"},
+        )
+    found = caller.post("ask", question="When does the ferry leave?")
+    assert (found["by"], found["reason"]) == ("passages", "no_model")
+    assert found["answer"].startswith("The ferry to Skarholm leaves at 07:40 from pier 9.")
+    assert found["sources"][0] | {"score": 0, "created_at": ""} == {
+        "kind": "item", "id": id, "turn": None, "session_id": caller.get("state")["state"]["session_id"],
+        "about": "note", "text": "The ferry to Skarholm leaves at 07:40 from pier 9.", "score": 0, "created_at": "",
+    }  # fmt: skip
+
+    harbour = Caller(house[0].url, key="sk-asks", session="harbour")
+    (source, *_) = harbour.post("ask", question="Which number has my locker?", limit=1)["sources"]
+    assert (source["kind"], source["session_id"], source["about"]) == ("message", "harbour", "user")
+    assert source["turn"] == source["id"] == reply.headers["x-infold-turn"]
+    assert caller.get(f"turns/{source['turn']}")["status"] == "answered"
+    everywhere = caller.post("ask", question="Which number has my locker?", limit=1)["sources"]
+    assert [one["id"] for one in everywhere] == [source["id"]]
+    assert all(source["id"] != id for source in harbour.post("ask", question="When does the ferry leave?")["sources"])
+
+    stranger = Caller(house[0].url, key="sk-asks-nothing").post("ask", question="When does the ferry leave?")
+    assert (stranger["answer"], stranger["reason"], stranger["sources"]) == (None, "nothing_found", [])
+    shown = house[0].get("/metrics").text
+    assert 'infold_asks_total{by="passages"}' in shown
+    assert 'infold_asks_total{by="nothing"}' in shown
+
+
 def test_state_context_and_export_tell_of_the_session(house):
     caller = Caller(house[0].url, key="sk-state", session="state")
     id = caller.add("a note on tides", priority=3)
@@ -141,6 +174,9 @@ WRONG = [
     ("items/search", {"query": "a", "limit": 0}, 422, "limit", "1 to 1,000"),
     ("items/search", {"query": ""}, 422, "query", "must not be empty"),
     ("items/search", {"query": "a", "content_types": "note"}, 422, "content_types", "list"),
+    ("ask", {}, 422, "question", "required"),
+    ("ask", {"question": " "}, 422, "question", "must not be empty"),
+    ("ask", {"question": "a", "limit": 21}, 422, "limit", "1 to 20"),
     ("hygiene", {"dry_run": "no"}, 422, "dry_run", "true or false"),
     ("tokens/track", {"input_tokens": -1, "output_tokens": 0}, 422, "input_tokens", "must be 0 to"),
     ("tasks/create", {"title": ""}, 422, "title", "must not be empty"),
