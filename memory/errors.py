@@ -8,6 +8,7 @@ LLMMemoryError
   NotAllowed          only an authenticated person may do that
   CannotFit           even the smallest plan is over the limit
   ModelError          an embedder or a summariser did not do its work
+    EngineError       what runs a local model does not start
   StoreError          PostgreSQL did not do its work
     StoreUnavailable  not reachable, too slow, or shutting down: try again later
       StoreBusy       somebody else has locked what is to be changed
@@ -66,6 +67,10 @@ class CannotFit(LLMMemoryError):
 
 class ModelError(LLMMemoryError):
     """The embedder or summariser did not answer."""
+
+
+class EngineError(ModelError):
+    """What runs a local model does not start."""
 
 
 class StoreError(LLMMemoryError):

@@ -38,9 +38,10 @@ from memory.identify import Line, beginning, child, continued, line
 from memory.known_lines import KnownLines
 from memory.lexical import Terms, terms
 from memory.messages import DIGEST_BYTES, ChatRequest, Message, spoken
-from memory.models import RELATIVE_PRICES, ModelTable
+from memory.models import ModelTable
 from memory.plan import Rollover, Writer, roll
 from memory.prepared import Caller, Dialect, Prepared, Seen, bill
+from memory.prices import weighed_with
 from memory.prompts import digest_text, session_nonce, shortened_text
 from memory.recall import Recall
 from memory.recall_tool import RecallTool, may_stand
@@ -53,7 +54,7 @@ from memory.spending import Spending
 from memory.store.pool import Pool
 from memory.store.turns import attempt_id, load_path, storable
 from memory.store.usage import Spent
-from memory.tokens import REPLY_TOKENS, Counter, is_measured
+from memory.tokens import Counter, is_measured
 from memory.types import Block, Budget, Mode, Model, Usage
 
 log = structlog.get_logger()
@@ -187,7 +188,7 @@ class MemoryManager:
         tokens = (*known, *self._counter.messages(path.messages[len(known) :], model.encoding))
         systems = [] if path.messages[0].is_system else [i for i, m in enumerate(asked.messages) if m.is_system]
         counts = self._counter.messages([asked.messages[i] for i in systems], model.encoding)
-        fixed = self._counter.schemas(asked.schemas, model.encoding) + REPLY_TOKENS
+        fixed = self._counter.schemas(asked.schemas, model.encoding) + self._counter.reply(model.encoding)
         return Counted(asked, path, tokens, dict(zip(systems, counts, strict=True)), fixed)
 
     async def _fold(self, wire: Prepared, counted: Counted, budget: Budget, dialect: Dialect) -> Prepared:
@@ -210,7 +211,7 @@ class MemoryManager:
         counted = replace(counted, line=without_sealed(counted.line, held.seals), tool_tokens=offered)
         before = usable(counted.line, [frozen for _, frozen in state.frozen], asked.asked.dialect)
         counted = with_asides(counted, at_positions(counted.line, state.asides), before)
-        prices = wire.model.prices or RELATIVE_PRICES
+        prices = weighed_with(wire.model.prices)
         cold = state.age_seconds is None or state.age_seconds > prices.cache_seconds
         visible = seen_from(state.blocks, wire.caller.label)
         blocks = standing_blocks(counted, before, visible, budget, prices)
@@ -307,7 +308,7 @@ class MemoryManager:
             forwarded_tokens=forwarded,
             block_tokens=sum(b.tokens for b in blocks.values()),
             rolled=why,
-            saved_usd=direct - ours if wire.model.prices else None,
+            saved_usd=in_dollars(direct - ours, wire.model, before),
             record=explain(before, why, pieces, frozen, block),
             offer=offer,
         )
@@ -415,3 +416,10 @@ def writer(dialect: Dialect, can_recall: bool = False) -> Writer:
         read=dialect.message_of,
         shortened=shortened_text,
     )
+
+
+def in_dollars(saved: float, model: Model, standing: Standing) -> float | None:
+    """None: nobody knows what the model costs."""
+    if model.prices is None:
+        return None
+    return saved if standing.prices == model.prices else 0.0  # it costs nothing, and other prices decided

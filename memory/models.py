@@ -31,7 +31,7 @@ MOST_NAMES = 4_096  # names found, asked for and learned, each: clients invent t
 NAME_CHARS = 256  # a longer name is nobody's
 LEAST_WINDOW = 256  # tokens; less is a number misread
 
-# Decide where prices are unknown; never printed as dollars.
+# Decide where prices are unknown, or nothing costs anything; never printed as dollars.
 RELATIVE_PRICES = Prices(input=1.0, cached=0.5, write=1.0, output=4.0)
 
 
@@ -42,7 +42,7 @@ class ModelOverride:
     context_window: int | None = None  # tokens
     max_output_tokens: int | None = None
     separate_output: bool | None = None  # the window is for input alone
-    encoding: str | None = None  # "cl100k_base" or "o200k_base"
+    encoding: str | None = None  # "cl100k_base", "o200k_base", or the path of the model's own tokenizer.json
     input_usd_per_million: float | None = None
     cached_usd_per_million: float | None = None
     write_usd_per_million: float | None = None

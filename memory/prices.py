@@ -7,9 +7,19 @@ are not. A provider charges `cached` for the longest prefix it has seen lately, 
 from collections.abc import Sequence
 from math import sqrt
 
+from msgspec.structs import replace
+
+from memory.models import RELATIVE_PRICES
 from memory.types import Budget, Prices, Usage
 
 BLOCK_SHARE = 0.01  # of all tokens that a session has asked, for blocks; a cached read costs a tenth, a block the whole
+
+
+def weighed_with(prices: Prices | None) -> Prices:
+    """The prices that decide: the real ones. A model that runs here costs nothing, and reading still takes its time."""
+    if prices is None:
+        return RELATIVE_PRICES
+    return prices if prices.input or prices.output else replace(RELATIVE_PRICES, cache_seconds=prices.cache_seconds)
 
 
 def input_cost(tokens: int, cached_tokens: int, prices: Prices) -> float:

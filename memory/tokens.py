@@ -3,6 +3,7 @@
 A message is counted once: counts are kept by content digest, so a history that a client sends again
 costs a dictionary lookup a message. The engine is toktok; tiktoken with the rank files inside the
 litellm wheel stands in where toktok cannot be imported, and an estimate from bytes where neither can.
+An encoding is the name of one of OpenAI's, or the path of a model's own `tokenizer.json`.
 Everything works without the network. What a count means for a window is in `budget.py`.
 """
 
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar, cast
 import msgspec
 
 from memory.messages import Media, Message
+from memory.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     import tiktoken
@@ -79,9 +81,10 @@ class Counter:
     """
 
     def __init__(self, max_entries: int = 200_000, engine: Engine | None = None) -> None:
-        share = max_entries // len(ENCODINGS)
+        self._share = max_entries // len(ENCODINGS)
         self._engine = engine  # None: the best one that is installed, loaded at the first count
-        self._messages: dict[str, Recent[tuple[bytes, int]]] = {name: Recent(share) for name in ENCODINGS}
+        self._messages: dict[str, Recent[tuple[bytes, int]]] = {}
+        self._vocabularies: dict[str, Vocabulary | None] = dict.fromkeys(ENCODINGS)  # models' own, by their paths
         self._schemas: Recent[tuple[str, bytes]] = Recent(MOST_SCHEMAS)
         self.estimated = 0  # texts without an exact count, since the start
 
@@ -90,12 +93,15 @@ class Counter:
 
     def texts(self, texts: Sequence[str], encoding: str) -> list[int]:
         """Tokens of each text; special tokens such as <|endoftext|> are text. Keeps nothing."""
+        vocabulary = self._vocabulary(encoding)
+        if vocabulary is not None:
+            return vocabulary.count(texts)
         if self._engine is None:
             self._engine = load_engine()
         if self._engine is estimate:
             self.estimated += len(texts)
         try:
-            return self._engine(texts, supported(encoding))
+            return self._engine(texts, self._supported(encoding))
         except UnicodeEncodeError:
             return self.texts([without_surrogates(text) for text in texts], encoding)
         except BaseException as panic:
@@ -109,8 +115,8 @@ class Counter:
         return self.messages((message,), encoding)[0]
 
     def messages(self, messages: Sequence[Message], encoding: str) -> list[int]:
-        """Prompt tokens of each message with its frame; REPLY_TOKENS are for the caller to add, once."""
-        kept = self._messages[supported(encoding)]
+        """Prompt tokens of each message with its frame; `reply` is for the caller to add, once."""
+        kept = self._messages.setdefault(self._supported(encoding), Recent(self._share))
         keys = [message_key(message) for message in messages]
         counts = kept.get(keys)
         if None not in counts:
@@ -119,6 +125,11 @@ class Counter:
         fresh = dict(zip(missing, self._count(list(missing.values()), encoding), strict=True))
         kept.put(fresh)
         return [fresh[key] if count is None else count for key, count in zip(keys, counts, strict=True)]
+
+    def reply(self, encoding: str) -> int:
+        """Prompt tokens that a conversation has beside its messages."""
+        vocabulary = self._vocabulary(encoding)
+        return REPLY_TOKENS if vocabulary is None else vocabulary.frame.reply_tokens
 
     def schemas(self, schemas: Sequence[bytes], encoding: str) -> int:
         """Prompt tokens of tools, functions and response format, given as raw JSON.
@@ -131,7 +142,7 @@ class Counter:
         return SCHEMAS_TOKENS + sum(SCHEMA_TOKENS + self._schema(schema, encoding) for schema in schemas)
 
     def _schema(self, schema: bytes, encoding: str) -> int:
-        key = (supported(encoding), blake2b(schema, digest_size=16).digest())
+        key = (self._supported(encoding), blake2b(schema, digest_size=16).digest())
         (count,) = self._schemas.get((key,))
         if count is None:
             count = max(self.texts(json_texts(schema), encoding))
@@ -142,9 +153,21 @@ class Counter:
         """Count messages we have not seen, all their texts in one batch."""
         texts = [message_texts(message) for message in messages]
         counts = iter(self.texts([text for few in texts for text in few], encoding))
+        vocabulary = self._vocabulary(encoding)
+        frames = None if vocabulary is None else vocabulary.frame.message_tokens
         return [
-            frame_tokens(message) + sum(next(counts) for _ in few) for message, few in zip(messages, texts, strict=True)
+            frame_tokens(message, frames) + sum(next(counts) for _ in few)
+            for message, few in zip(messages, texts, strict=True)
         ]
+
+    def _vocabulary(self, encoding: str) -> Vocabulary | None:
+        """The model's own, read when it is first needed; None: one of OpenAI's is to be taken."""
+        if encoding not in self._vocabularies:
+            self._vocabularies[encoding] = read_vocabulary(Path(encoding)) if encoding.endswith(".json") else None
+        return self._vocabularies[encoding]
+
+    def _supported(self, encoding: str) -> str:
+        return encoding if encoding in ENCODINGS or self._vocabulary(encoding) is not None else ENCODINGS[0]
 
 
 class Recent(Generic[K]):
@@ -191,10 +214,6 @@ def message_key(message: Message) -> tuple[bytes, int]:
     return message.digest, len(message.raw)
 
 
-def supported(encoding: str) -> str:
-    return encoding if encoding in ENCODINGS else ENCODINGS[0]
-
-
 def message_texts(message: Message) -> list[str]:
     """All of a message that the provider reads as text."""
     texts = [message.text]
@@ -207,9 +226,13 @@ def message_texts(message: Message) -> list[str]:
     return texts
 
 
-def frame_tokens(message: Message) -> int:
-    """Tokens of a message besides its texts: frame, role, calls, media and reasoning."""
-    tokens = MESSAGE_TOKENS + (message.role in ONE_TOKEN_ROLES)
+def frame_tokens(message: Message, around: int | None = None) -> int:
+    """Tokens of a message besides its texts: frame, role, calls, media and reasoning.
+
+    Args:
+        around: what the model's own template puts around it; None: what OpenAI's does.
+    """
+    tokens = MESSAGE_TOKENS + (message.role in ONE_TOKEN_ROLES) if around is None else around
     tokens += NAME_TOKENS if message.name else 0
     tokens += len(message.calls) * CALL_TOKENS + (CALL_ID_TOKENS if message.call_id else 0)
     # `text` joins the text parts by newlines; where parts end or begin with white space the joined text

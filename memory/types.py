@@ -26,7 +26,7 @@ class Model(msgspec.Struct, frozen=True):
     window: int | None
     max_output_tokens: int | None = None
     separate_output: bool = False  # output has a limit of its own beside the window
-    encoding: str = "cl100k_base"
+    encoding: str = "cl100k_base"  # or the path of a tokenizer.json
     prices: "Prices | None" = None  # None: unknown
     trigger_share: float = 0.75  # of the window: what a session's stored items may have before they are told shorter
     safe_share: float = 0.6  # of the window: what a working context of them may have

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory.prices import best_level, block_allowance, block_stays, input_cost, rollover_pays
+from memory.models import RELATIVE_PRICES
+from memory.prices import best_level, block_allowance, block_stays, input_cost, rollover_pays, weighed_with
 from memory.types import Budget, Prices
 
 BUDGET = Budget(window=8_192, reserve=1_024, limit=7_086, trigger=6_144, target=2_048)
@@ -113,3 +114,11 @@ def test_an_allowance_is_never_negative_grows_with_the_session_and_shrinks_as_it
 
     assert 0 <= now <= later
     assert block_allowance(front, sizes, answers, first, spent + 10) <= now
+
+
+def test_what_costs_nothing_is_decided_as_where_prices_are_unknown():
+    """A model that runs here still takes its time to read: a cached prefix is worth keeping."""
+    assert weighed_with(None) == weighed_with(FREE) == RELATIVE_PRICES
+    assert weighed_with(Prices(0.0, 0.0, 0.0, 0.0, cache_seconds=7.0)).cache_seconds == 7.0
+    assert weighed_with(TENTH) is TENTH
+    assert weighed_with(Prices(0.0, 0.0, 0.0, output=4.0)).output == 4.0
