@@ -40,6 +40,7 @@ from proxy.chat import managed, send_on
 from proxy.config import Config, load
 from proxy.exchange import Exchange
 from proxy.household import database, job_worker, providers
+from proxy.local import local_model
 from proxy.metrics import Metrics
 from proxy.parts import Parts
 from proxy.rest.table import routes
@@ -110,6 +111,7 @@ class App:
         config = self._config or load()
         logs.configure(config.log_level)
         async with AsyncExitStack() as stack:
+            config = await stack.enter_async_context(local_model(config))
             dsn = await stack.enter_async_context(database(config))
             config = await stack.enter_async_context(job_worker(config, dsn))
             config = await stack.enter_async_context(providers(config))
@@ -137,6 +139,8 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     client = await stack.enter_async_context(client_without_cookies())
     embedding = embedder_for(config)
     counter = Counter()
+    for override in config.overrides.values():
+        counter.reply(override.encoding or "")  # reads vocabularies of models' own, of which large ones take a second
     programs = Pool(dsn, 4, waits.database_seconds)  # of their own: a timeout shuts a pool's gate for all who use it
     stack.push_async_callback(programs.close)
     shorter = summarizer_for(config, models, counter, metrics)

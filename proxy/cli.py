@@ -12,12 +12,14 @@ import typer
 
 from memory.errors import LLMMemoryError
 from proxy.commands import table
+from proxy.commands.offered import with_weights
 from proxy.commands.opened import read
 from proxy.commands.parsing import Whole
 from proxy.commands.shown import fail
 from proxy.commands.slm import slm
 
 if TYPE_CHECKING:
+    from memory.slm.engine import Engine
     from proxy.config import Config
 
 cli = typer.Typer(
@@ -56,34 +58,48 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on; left out: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one; left out: 8808.")] = None,
     upstream: Annotated[
-        str | None, typer.Option(help="Provider's base URL; left out: https://api.openai.com/v1.")
+        str | None,
+        typer.Option(help="Provider's base URL, or `local`: a small model here. Left out: https://api.openai.com/v1."),
     ] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Where database and spool lie.")] = None,
     config: Annotated[Path | None, typer.Option(help="Settings file; left out: ./proxy.yaml if it is there.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Fetch the local model's weights without asking.")] = False,
 ) -> None:
     """Serve the proxy.
 
     Example: infold serve --upstream https://api.openai.com/v1
+    Without a provider: infold serve --upstream local
 
     Then point any OpenAI SDK at it: OpenAI(base_url="http://127.0.0.1:8808/v1").
     Every option is also a setting in proxy.yaml and in the environment: INFOLD_PORT, INFOLD_UPSTREAM, ...
     """
     settings = read(config, host=host, port=port, upstream=upstream, data_dir=data_dir)
+    from memory.slm.engine import READS
     from proxy import logs
+    from proxy.config import LOCAL
     from proxy.household import Household
+    from proxy.local import backend_of
 
+    if settings.upstream == LOCAL and (backend := backend_of(settings)) is not None:
+        with_weights(settings.slm.model, settings.models_home, READS[backend], yes)
     logs.configure(settings.log_level)
     try:
-        Household(settings).run(lambda url: banner(settings, url))
+        Household(settings).run(lambda url, engine: banner(settings, url, engine))
     except (LLMMemoryError, OSError) as error:
         fail(str(error))
 
 
-def banner(config: "Config", url: str) -> None:
+def banner(config: "Config", url: str, engine: "Engine | None" = None) -> None:
+    from proxy.local import shown
+
     database = "your PostgreSQL (DATABASE_URL)" if config.database_url else f"embedded PostgreSQL in {config.data_dir}"
     here = url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")  # where nobody can connect to
+    local = engine.name if engine is not None else config.slm.url
+    upstream = local if config.upstream == "local" else config.upstream
+    model = f"Local model: {shown(engine)}\n" if engine is not None and engine.ready is not None else ""
     typer.echo(
-        f"Infold listens on {url} and forwards to {config.upstream}\n"
+        f"Infold listens on {url} and forwards to {upstream}\n"
+        f"{model}"
         f"Memory: {database}\n"
         f'Use it: OpenAI(base_url="{here}/v1")   Stop it: Ctrl-C lets running streams finish'
     )

@@ -38,6 +38,7 @@ from memory.errors import InvalidRequest
 from memory.models import ModelOverride
 from memory.nouns import MemoryApproach
 from memory.settings import EMBEDDERS, Compression, Hygiene, Recall, Settings, Slm, Summaries, Work, names_embedder
+from memory.tokens import ENCODINGS
 from proxy.destinations import (
     ANTHROPIC_URL,
     OPENAI_URL,
@@ -49,6 +50,7 @@ from proxy.destinations import (
 )
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+LOCAL = "local"  # as `upstream`: the small model that runs here
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -116,8 +118,10 @@ class SlmSection(Section):
 
     @model_validator(mode="after")
     def is_whole(self) -> "SlmSection":
-        if (self.backend == "openai") != (self.url is not None):
-            raise ValueError("slm.url names the engine of `slm.backend: openai`; set both or neither")
+        if self.backend == "openai" and self.url is None:
+            raise ValueError("slm.url is missing: where the engine of `slm.backend: openai` listens")
+        if self.backend == "none" and self.url is not None:
+            raise ValueError("slm.url names an engine; set `slm.backend: openai`, too")
         return self
 
 
@@ -125,12 +129,19 @@ class ModelSection(Section):
     context_window: Annotated[int, Field(gt=0)] | None = None
     max_output_tokens: Annotated[int, Field(gt=0)] | None = None
     separate_output: bool | None = None
-    encoding: Literal["cl100k_base", "o200k_base"] | None = None
+    encoding: str | None = None
     input_usd_per_million: Annotated[float, Field(ge=0)] | None = None
     cached_usd_per_million: Annotated[float, Field(ge=0)] | None = None
     write_usd_per_million: Annotated[float, Field(ge=0)] | None = None
     output_usd_per_million: Annotated[float, Field(ge=0)] | None = None
     cache_seconds: Annotated[float, Field(gt=0)] | None = None
+
+    @field_validator("encoding")
+    @classmethod
+    def is_encoding(cls, value: str | None) -> str | None:
+        if value is None or value in ENCODINGS or (value.endswith(".json") and Path(value).is_file()):
+            return value
+        raise ValueError(f"must be {', '.join(ENCODINGS)} or the path of the model's tokenizer.json")
 
 
 class Named(EnvSettingsSource):
@@ -199,7 +210,17 @@ class Config(BaseSettings):
         known, wanted = variables(getattr(type(self), "names_file", None)), wanted_variables(self.upstreams)
         self._named.update((name, SecretStr(known[name])) for name in wanted if name in known)
 
-    @field_validator("upstream", "anthropic_upstream")
+    @field_validator("upstream")
+    @classmethod
+    def is_upstream(cls, value: str) -> str:
+        if value == LOCAL:
+            return value
+        try:
+            return checked_url(value) or value
+        except ValueError as error:
+            raise ValueError(f"{error}, or `{LOCAL}`") from None
+
+    @field_validator("anthropic_upstream")
     @classmethod
     def is_url(cls, value: str | None) -> str | None:
         return checked_url(value)
@@ -244,6 +265,11 @@ class Config(BaseSettings):
     @property
     def is_loopback(self) -> bool:
         return self.host in LOOPBACK
+
+    @property
+    def models_home(self) -> Path:
+        """Where the weights of local models lie."""
+        return self.data_dir / "models"
 
     @property
     def messages_upstream(self) -> str:
@@ -318,6 +344,15 @@ HARMLESS = re.compile(
     r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|PYTHON\w*|VIRTUAL_ENV|LD_LIBRARY_PATH"
     r"|(?:HTTPS?|NO|ALL)_PROXY|(?:https?|no|all)_proxy"
 )
+
+
+# And what says which GPUs a process may use.
+DEVICES = re.compile(r"(?:CUDA|NVIDIA|HIP|HSA|ROCR)_\w+")
+
+
+def engine_environment() -> dict[str, str]:
+    """The environment for a process that runs a model."""
+    return {name: value for name, value in os.environ.items() if HARMLESS.fullmatch(name) or DEVICES.fullmatch(name)}
 
 
 def bare_environment() -> dict[str, str]:

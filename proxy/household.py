@@ -1,4 +1,5 @@
-"""The processes of `infold serve`: this parent, the embedded PostgreSQL, web workers and one job worker.
+"""The processes of `infold serve`: this parent, the embedded PostgreSQL, web workers, one job worker, and where there
+is a local model, its engine.
 
 The parent serves no request. It starts the others, starts again what dies, and stops them in order: web workers first,
 which let their streams finish, then the job worker, then the database. Where jobs run elsewhere, the job worker's place
@@ -23,7 +24,9 @@ import structlog
 
 from memory.errors import StoreError
 from memory.postgres import EmbeddedPostgres, attach, start
+from memory.slm.engine import Engine
 from proxy.config import Config, bare_environment, child_environment
+from proxy.local import Tended, settled, spawned
 
 log = structlog.get_logger()
 
@@ -186,34 +189,49 @@ class Household:
         self._stopping = False
         self._hurry = False
 
-    def run(self, ready: Callable[[str], None]) -> None:
+    def run(self, ready: Callable[[str, Engine | None], None]) -> None:
         """Start everything, watch over it, stop it on SIGINT or SIGTERM. A second signal cuts streams.
 
         Raises:
-            StoreError: the embedded database did not start, or somebody else holds the data directory.
+            LLMMemoryError: the embedded database did not start, somebody else holds the data directory, or the local
+                model that chats are to go to does not run.
             OSError: the port is taken.
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._stop)
         with ExitStack() as stack:
             listener = stack.enter_context(listening(self._config.host, self._config.port))
+            engine = self._engine(stack)
             server = self._database(stack)
+            self._config = settled(self._config, engine, lambda: self._stopping)
             dsn = server.address.dsn if server else None
             sockets = stack.enter_context(private_folder())
             waiting = stack.enter_context(on_demand(sockets / PROVIDERS_SOCKET))
             stack.callback(waiting.child.stop, 5)  # the web workers, whose streams come from it, end before
             web, beside = self._children(dsn, listener, sockets)
+            if self._stopping:
+                return
             for child in (*web, *beside):
                 child.start()
-            ready(address(listener))
+            ready(address(listener), engine)
+            tended = [Tended(engine)] if engine is not None and engine.ready is not None else []
             while not self._stopping:
                 time.sleep(POLL_SECONDS)
                 server = self._revive_database(server)
                 for child in (*web, *beside):
                     child.revive()
                 waiting.tend()
+                for one in tended:
+                    one.tend()
             log.info("stopping", note="running streams finish first; another Ctrl-C cuts them")
             self._end(web, beside, listener, server)
+
+    def _engine(self, stack: ExitStack) -> Engine | None:
+        """The local model's, begun to start: it loads while the database starts."""
+        engine = spawned(self._config)
+        if engine is not None:
+            stack.callback(engine.stop)  # after the web workers, whose streams come from it
+        return engine
 
     def _database(self, stack: ExitStack) -> EmbeddedPostgres | None:
         if self._config.database_url is not None:

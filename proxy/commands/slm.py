@@ -1,20 +1,21 @@
 """`infold slm`: the local models, their weights, and what fits this machine. No database is opened."""
 
-import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from memory.errors import LLMMemoryError
+from proxy.commands.offered import with_weights
 from proxy.commands.opened import read
 from proxy.commands.parsing import Group
 from proxy.commands.shown import ERROR, NOT_FOUND, USAGE, Rows, Shown, as_json, fail, one_line, tell
 
 if TYPE_CHECKING:
+    from memory.slm.engine import Engine
     from memory.slm.fits import Fit, Runner
     from memory.slm.machine import Machine
     from memory.slm.registry import LocalModel
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from proxy.config import Config
 
 MOST_CHARS = 2_000  # of a line that says why
-MODELS_FOLDER = "models"  # in the data directory
 
 slm = typer.Typer(cls=Group, help="A small model on this machine: its weights, what fits.")
 
@@ -35,7 +35,7 @@ Settings = Annotated[Path | None, typer.Option(help="Settings file; left out: ./
 
 def models_home(config: "Config") -> Path:
     """Where weights lie."""
-    return config.data_dir / MODELS_FOLDER
+    return config.models_home
 
 
 @slm.command()
@@ -209,27 +209,25 @@ def present(weights: "Weights | None") -> tuple[str, int] | None:
 
 def measured(weights: "Weights", config: "Config", home: Path, window: int) -> dict[str, Any]:
     """Start the model, let it answer, end it; or why that was not possible."""
+    from memory.slm.engine import start
     from memory.slm.machine import resident_bytes
     from memory.slm.speed import speed
+    from proxy.local import running
 
-    try:
-        engine = importlib.import_module("memory.slm.engine")
-    except ModuleNotFoundError:
-        return {"why": "there is no engine here to start it"}
     backend = backend_for(weights, config)
     aside(f"starting {weights.name} with {backend} to measure it")
-    how = {"threads": config.slm.threads, "window": window, "quantization": config.slm.quantization}
     try:
-        running = engine.start(engine.Running(backend=backend, weights=weights, home=home, **how))
+        engine = start(replace(running(config, backend, weights), home=home, window=window))
     except LLMMemoryError as error:
         return {"why": str(error)}
     try:
-        found = speed(running.ready.url, weights.name)
-        return {"engine": backend, "bytes": resident_bytes(running.pid), "threads": config.slm.threads, **asdict(found)}
+        assert engine.ready is not None
+        found = speed(engine.ready.url, weights.name)
+        return {"engine": backend, "bytes": resident_bytes(engine.pid), "threads": config.slm.threads, **asdict(found)}
     except LLMMemoryError as error:
         return {"why": str(error)}
     finally:
-        running.stop()
+        engine.stop()
 
 
 def backend_for(weights: "Weights", config: "Config") -> "Runner":
@@ -237,6 +235,49 @@ def backend_for(weights: "Weights", config: "Config") -> "Runner":
     if config.slm.backend == "llamacpp" or config.slm.backend == "transformers":
         return config.slm.backend
     return "llamacpp" if weights.kind == "gguf" else "transformers"
+
+
+@slm.command()
+def serve(
+    model: Model = None,
+    backend: Annotated[
+        str | None, typer.Option(help="llamacpp or transformers; left out: what reads its files.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8809,
+    threads: Annotated[int | None, typer.Option(help="Threads that it computes with.")] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens of prompt and answer; left out: the model's.")] = None,
+    quantization: Annotated[str | None, typer.Option(help="With transformers: none, 8bit or 4bit.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Fetch missing weights without asking.")] = False,
+    data_dir: DataDir = None,
+    config: Settings = None,
+) -> None:
+    """Serve a local model behind the OpenAI API, alone: without memory, without a database.
+
+    Example: infold slm serve smollm2-135m-instruct --threads 2
+
+    `infold serve --upstream local` serves it with context management.
+    """
+    given = {"model": model, "backend": backend, "threads": threads, "window": window, "quantization": quantization}
+    wanted = {name: value for name, value in given.items() if value is not None}
+    settings = read(config, data_dir=data_dir, slm=wanted or None)
+    from memory.slm.engine import READS
+    from memory.slm.weights import KINDS
+    from proxy.local import alone, running
+
+    named = settings.slm.backend
+    kinds = READS[named] if named == "llamacpp" or named == "transformers" else KINDS
+    weights = with_weights(settings.slm.model, settings.models_home, kinds, yes)
+    with refusals():
+        how = running(settings, backend_for(weights, settings), weights)
+        alone(replace(how, host=host, port=port), lambda engine: typer.echo(served(engine)))
+
+
+def served(engine: "Engine") -> str:
+    from proxy.local import shown
+
+    assert engine.ready is not None
+    return f'{shown(engine)}\nUse it: OpenAI(base_url="{engine.ready.url}")   Stop it: Ctrl-C'
 
 
 def answer(

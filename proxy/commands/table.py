@@ -82,7 +82,9 @@ COMMANDS = (
 )
 
 COMMON: Mapping[str, Any] = {
-    "session": Annotated[str | None, typer.Option(help="Which session; left out: the tenant's default one.")],
+    "session": Annotated[
+        str | None, typer.Option(help="Which session; left out: the tenant's default one, and for `ask` all of them.")
+    ],
     "key": Annotated[str | None, typer.Option(help="API key: whose memory; left out: the local tenant's.")],
     "json": Annotated[bool, typer.Option("--json", help="For programs: one JSON document, as REST gives it.")],
     "data_dir": Annotated[Path | None, typer.Option(help="Where the database lies. DATABASE_URL wins.")],

@@ -207,7 +207,6 @@ def test_check_of_what_does_not_fit_says_so_by_its_exit_code(infold: Run, home: 
 
 
 def test_check_measures_the_speed_of_what_is_here(infold: Run, smollm2: Weights) -> None:
-    pytest.importorskip("memory.slm.engine")
     found = checked(infold, "smollm2", "--window", "2048", "--data-dir", str(smollm2.path.parent.parent.parent))
     speed = found["speed"]
     assert (speed["engine"], speed["threads"]) == ("llamacpp", 1)

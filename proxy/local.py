@@ -1,0 +1,247 @@
+"""The small model of a server: its weights, the engine that runs it, and what that makes of the settings.
+
+Where `upstream` is `local`, every request that no entry of `upstreams` claims goes to it, whatever model it names. Else
+it is one upstream among others, under its own name.
+"""
+
+import asyncio
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+from yarl import URL
+
+from memory.errors import EngineError, LLMMemoryError
+from memory.slm.counting import counting
+from memory.slm.engine import PATIENCE_SECONDS, READS, Backend, Engine, Ready, Running, ending
+from memory.slm.weights import Weights, locate
+from proxy.config import LOCAL, Config, ModelSection, engine_environment
+from proxy.destinations import UpstreamSection
+
+log = structlog.get_logger()
+
+LOOK_SECONDS = 0.1
+FIRST_SECONDS, MOST_SECONDS = 0.5, 60.0  # between a death and the next start: twice as long each time
+STEADY_SECONDS = 60.0  # one that has lived so long starts again as soon as the first time
+ANY = "*"
+
+
+def backend_of(config: Config) -> Backend | None:
+    """What is to run a model here; None: nothing, or it runs elsewhere."""
+    if config.slm.url is None and config.slm.backend in ("llamacpp", "transformers"):
+        return config.slm.backend
+    return "llamacpp" if config.upstream == LOCAL and config.slm.backend == "none" else None
+
+
+def running(config: Config, backend: Backend, weights: Weights) -> Running:
+    slm = config.slm
+    return Running(
+        backend,
+        weights,
+        config.models_home,
+        threads=slm.threads,
+        window=slm.window,
+        quantization=slm.quantization,
+    )
+
+
+def spawned(config: Config) -> Engine | None:
+    """The engine, begun to start. None: there is to be none, or it cannot be and chats do not need it.
+
+    Raises:
+        LLMMemoryError: it cannot be, and all chats are to go there.
+    """
+    backend = backend_of(config)
+    if backend is None:
+        return None
+    try:
+        weights = locate(config.slm.model, config.models_home, READS[backend])
+        engine = Engine(running(config, backend, weights), engine_environment())
+        engine.spawn(engine.running.port)
+    except LLMMemoryError as error:
+        without(config, error)
+        return None
+    return engine
+
+
+def without(config: Config, error: LLMMemoryError) -> None:
+    """Go on, where chats do not need the model."""
+    if config.upstream == LOCAL:
+        raise error
+    log.error("going on without the local model", reason=str(error))
+
+
+def settled(config: Config, engine: Engine | None, is_over: Callable[[], bool] = lambda: False) -> Config:
+    """The settings for the processes beside an engine, once it is ready. Blocks.
+
+    Args:
+        engine: None: the one at `slm.url`, if there is one.
+        is_over: whether nobody needs it any more.
+
+    Raises:
+        LLMMemoryError: it does not start, or cannot chat, and all chats are to go there.
+        OSError: its vocabulary cannot be written.
+    """
+    if engine is None:
+        if config.upstream != LOCAL or config.slm.url is None:
+            return config
+        known = ModelSection(context_window=config.slm.window, input_usd_per_million=0, output_usd_per_million=0)
+        return joined(config, config.slm.url, config.slm.model, known)
+    try:
+        wait(engine, is_over)
+        return config if engine.ready is None else told(config, engine.running.weights, engine.ready)
+    except EngineError as error:
+        engine.stop()
+        without(config, error)
+        return config
+
+
+def wait(engine: Engine, is_over: Callable[[], bool]) -> None:
+    """
+    Raises:
+        EngineError
+    """
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not engine.wait(LOOK_SECONDS) and not is_over():
+        if time.monotonic() > deadline:
+            raise EngineError(f"the engine of {engine.name} was not ready within {PATIENCE_SECONDS:.0f} s")
+
+
+def told(config: Config, weights: Weights, ready: Ready) -> Config:
+    """
+    Raises:
+        EngineError: all chats are to go to a model that cannot chat.
+        OSError: its vocabulary cannot be written.
+    """
+    if config.upstream == LOCAL and ready.message_tokens is None:
+        raise EngineError(
+            f"{weights.name} has no chat template: it completes texts and cannot chat. "
+            "`infold slm models` lists those that can"
+        )
+    how = counting(weights, config.models_home, ready)
+    known = ModelSection(
+        context_window=int(ready.window / how.factor),
+        encoding=how.encoding,
+        input_usd_per_million=0,
+        output_usd_per_million=0,
+    )
+    slm = config.slm.model_copy(update={"backend": backend_of(config), "url": ready.url, "window": ready.window})
+    return joined(config, ready.url, weights.name, known).model_copy(update={"slm": slm})
+
+
+def joined(config: Config, url: str, name: str, known: ModelSection) -> Config:
+    """With the model among the upstreams. What the operator says of it wins."""
+    is_default = config.upstream == LOCAL
+    section = UpstreamSection.model_validate({"url": url, "models": [ANY if is_default else name], "model": name})
+    mine = config.models.get(name)
+    known = known if mine is None else known.model_copy(update=mine.model_dump(exclude_none=True))
+    free = next(called for called in ("local", "local-model", "local-engine") if called not in config.upstreams)
+    return config.model_copy(
+        update={
+            "upstream": url if is_default else config.upstream,
+            "upstreams": {**config.upstreams, free: section},
+            "models": {**config.models, name: known},
+        }
+    )
+
+
+def shown(engine: Engine) -> str:
+    """What an engine that is ready runs, in a line."""
+    assert engine.ready is not None
+    how = engine.running
+    threads = f"{how.threads} thread{'s' if how.threads > 1 else ''}"
+    return f"{engine.name}, window {engine.ready.window:,} tokens, {how.backend}, {threads}, {engine.ready.url}"
+
+
+class Tended:
+    """An engine that is started again where it listened, each time it dies."""
+
+    def __init__(self, engine: Engine, now: Callable[[], float] = time.monotonic) -> None:
+        """`engine`: ready."""
+        assert engine.ready is not None
+        self._engine = engine
+        self._now = now
+        self._port = URL(engine.ready.url).port or 0
+        self._is_ready = True
+        self._since = now()
+        self._pause = FIRST_SECONDS
+        self._again: float | None = None  # when it is started next
+
+    def tend(self) -> None:
+        """Look after it; returns at once."""
+        if self._again is not None:
+            if self._now() >= self._again:
+                self._again, self._since, self._is_ready = None, self._now(), False
+                self._engine.spawn(self._port)
+            return
+        try:
+            if not self._is_ready and self._engine.wait(0):
+                self._is_ready = True
+                log.info("the engine is back", model=self._engine.name)
+        except EngineError as error:
+            return self._died(str(error))
+        code = self._engine.poll()
+        if code is not None:
+            self._died(f"it ended {ending(code)}")
+
+    def _died(self, reason: str) -> None:
+        lived = self._now() - self._since
+        self._pause = FIRST_SECONDS if lived > STEADY_SECONDS else self._pause
+        log.warning("the engine died", model=self._engine.name, reason=reason, again_in_seconds=self._pause)
+        self._again, self._pause = self._now() + self._pause, min(2 * self._pause, MOST_SECONDS)
+
+
+def alone(how: Running, ready: Callable[[Engine], None]) -> None:
+    """Run an engine until SIGINT or SIGTERM.
+
+    Raises:
+        EngineError: it does not start.
+    """
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    engine = Engine(how, engine_environment())
+    try:
+        engine.spawn(how.port)
+        wait(engine, stopping.is_set)
+        if engine.ready is None:
+            return
+        ready(engine)
+        tended = Tended(engine)
+        while not stopping.wait(LOOK_SECONDS):
+            tended.tend()
+    finally:
+        engine.stop()
+
+
+@asynccontextmanager
+async def local_model(config: Config) -> AsyncIterator[Config]:
+    """The local model of a web process that nobody supervises; gives the settings with the way to it.
+
+    Raises:
+        LLMMemoryError, OSError
+    """
+    if config.supervised:
+        yield config
+        return
+    engine = spawned(config)
+    try:
+        config = await asyncio.to_thread(settled, config, engine)
+        task = asyncio.create_task(tend(Tended(engine))) if engine and engine.ready else None
+        try:
+            yield config
+        finally:
+            if task is not None:
+                task.cancel()
+    finally:
+        if engine is not None:
+            engine.stop()
+
+
+async def tend(tended: Tended) -> None:
+    while True:
+        tended.tend()
+        await asyncio.sleep(LOOK_SECONDS)
