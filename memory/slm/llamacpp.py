@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection
@@ -26,6 +27,7 @@ from memory.types import Model
 BATCH_TOKENS = 64  # of a prompt at once: what a client that leaves still costs. A processor is no faster with more
 GPU_BATCH_TOKENS = 512
 HTTP_THREADS = 16  # requests that wait have one each
+PRINTING_SECONDS, QUIET_SECONDS = 5.0, 0.2  # how long its last lines may take; it has ended when none came for so long
 PATIENCE_SECONDS = 60.0  # for the few tokens that are counted at the start
 
 # llama.cpp takes the template of ChatML for a model that has none. This one refuses, but not while it is looked at.
@@ -117,6 +119,11 @@ def complaints() -> Iterator[Callable[[], str]]:
         os.dup2(file.fileno(), 2)
 
         def said() -> str:
+            """A thread of llama.cpp's prints, so its lines come a moment later."""
+            seen, until = -1, time.monotonic() + PRINTING_SECONDS
+            while time.monotonic() < until and (not seen or seen < os.fstat(file.fileno()).st_size):
+                seen = os.fstat(file.fileno()).st_size
+                time.sleep(QUIET_SECONDS)
             file.seek(0)
             return file.read().decode(errors="replace")
 
