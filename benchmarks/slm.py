@@ -67,6 +67,7 @@ sys.stdin.read()
 
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 TOKEN = re.compile(r"[^\W_]+")
+ORDINAL = re.compile(r"(?<=\d)(?:st|nd|rd|th)$")
 SPELLED = {
     word: str(number)
     for number, word in enumerate(
@@ -125,7 +126,7 @@ def invented(answer: str, read: Sequence[str]) -> list[str]:
 
 
 def plain(token: str) -> str:
-    lowered = token.lower()
+    lowered = ORDINAL.sub("", token.lower())
     return SPELLED.get(lowered) or (lowered.lstrip("0") or "0" if lowered.isdigit() else lowered)
 
 
