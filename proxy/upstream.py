@@ -206,7 +206,8 @@ class Upstream:
 
     def _new_connector(self) -> aiohttp.BaseConnector:
         if self._socket_path is not None:
-            return aiohttp.UnixConnector(self._socket_path, limit=0, keepalive_timeout=IDLE_SECONDS)
+            # None is kept: opening one costs nothing, and a request on one to a process that has just died is lost.
+            return aiohttp.UnixConnector(self._socket_path, limit=0, force_close=True)
         return aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS, socket_factory=_socket)
 
     def _advice(self, what: str, why: str) -> str:
