@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
+import asyncpg
 import numpy as np
 import structlog
 from msgspec import structs
@@ -19,12 +20,14 @@ from memory.embed import Embedder
 from memory.errors import ModelError
 from memory.find import Candidate, Hit, Vocabulary, Wanted, fuse, passage_scores, space_id, vocabulary, wanted
 from memory.meter import UNCOUNTED, Meter
+from memory.signs import Kept, Key, Signs, nearest
 from memory.store.items import ItemRow, load_items
 from memory.store.passages import (
     EXACT_ROWS,
     SHORT_WORK,
     Around,
     Scope,
+    Words,
     find_words,
     load_around,
     load_named,
@@ -32,6 +35,7 @@ from memory.store.passages import (
     search_items,
 )
 from memory.store.pool import Pool
+from memory.store.signs import PAGE, load_signs, search_kept
 
 log = structlog.get_logger()
 
@@ -49,6 +53,9 @@ VOCABULARY_SECONDS = 600.0
 GROWTH, GROWN_PASSAGES = 0.1, 10  # a tenant's passages may grow so much before its words are counted again
 LATE_VECTORS = 5  # found passages that are embedded on the spot
 QUERY_CHARS = 16_384
+LARGE = frozenset({"bits", "graph"})  # plans that compare signs, or go from vector to vector
+COMPARED = 2  # times as many as are wanted; with them come 90 % of the ten that are nearest among 14,548
+SHORT_SCAN = 50_000  # passages whose signs are compared in half a millisecond; more beside the event loop
 TOKEN_CHARS = 8  # more of a named item than so many characters a token is not read
 LEAST_NAMED = 32  # tokens; less of a named item says nothing
 RECALLED = 8  # items that come back unnamed
@@ -64,7 +71,7 @@ class Found:
     candidates: tuple[Candidate, ...]
     wanted: Wanted
     vocabulary: Vocabulary
-    plan: str  # "exact", "bits", "graph", "words", "none"
+    plan: str  # "exact", "kept", "bits", "graph", "words", "none"
 
     def hits(self, limit: int) -> tuple[Hit, ...]:
         return fuse(self.candidates, self.wanted, self.vocabulary, limit)
@@ -108,6 +115,7 @@ class Finder:
         self._vocabularies: Bounded[bytes, Vocabulary] = Bounded(512)
         self._grown: Bounded[bytes, int] = Bounded(512)  # passages added here since the words were counted
         self._queries: Bounded[tuple[str, str], Floats] = Bounded(4_096)
+        self._kept = Kept()
 
     def grown(self, tenant: bytes, passages: int) -> None:
         self._grown.put(tenant, (self._grown.get(tenant) or 0) + passages)
@@ -133,21 +141,44 @@ class Finder:
         """
         query, began = query[:QUERY_CHARS], time.perf_counter()
         embedding = asyncio.create_task(self._vector(query)) if by_meaning else None
+        space = space_id(self._embedder.name) if self._embedder else 0
+        keys = keys_of(scope, space) if embedding and self._embedder else []
         try:
             known = await self._vocabulary(scope.tenant)
             asked = wanted(scope.tenant, query, known)
             async with self._pool.connection(SEARCH_SECONDS) as connection:
                 words = await find_words(connection, scope, asked, known.passages, known.average, words_k or k)
+                signs = await self._signs(connection, keys)
             vector = await embedding if embedding else None  # no connection is held meanwhile
         except BaseException:
             if embedding:
                 embedding.cancel()
             raise
-        space = space_id(self._embedder.name) if self._embedder else 0
+        near = None if vector is None else await nearest_of(signs, vector, k, exact, scope.kinds)
         async with self._pool.connection(SEARCH_SECONDS) as connection:
-            found, plan = await search_items(connection, scope, words, asked, space, vector, k, exact)
+            found, plan = await both_sides(connection, scope, words, asked, space, vector, near, k, exact)
+        self._keep(keys, plan, near is not None)
         self._meter.searched(plan, time.perf_counter() - began)
         return Found(tuple(found), asked.counted(words.having, known), known, plan)
+
+    async def _signs(self, connection: asyncpg.Connection, keys: Sequence[Key]) -> tuple[Signs, ...]:
+        """All signs of sessions, where they are kept and read to their end; else ()."""
+        shelves = self._kept.shelves(keys)
+        if not shelves:
+            return ()
+        (tenant, space, _), marks = keys[0], [shelf.mark for shelf in shelves if shelf.mark]
+        pages = await load_signs(connection, tenant, space, [session for _, _, session in keys], marks)
+        read = [shelf.with_page(page, PAGE) for shelf, page in zip(shelves, pages, strict=True)]
+        self._kept.put(keys, shelves, [shelf for shelf, _ in read])
+        parts = [parts for _, parts in read if parts is not None]
+        return tuple(part for some in parts for part in some) if len(parts) == len(read) else ()
+
+    def _keep(self, keys: Sequence[Key], plan: str, were_used: bool) -> None:
+        """Keep signs of what is too large for each vector to be read; anew, where something of them has gone."""
+        if were_used and plan != "kept":
+            self._kept.drop(keys)
+        elif plan in LARGE:
+            self._kept.begin(keys)
 
     async def rows(
         self, scope: Scope, hits: Sequence[Hit], query: str, content: bool = True
@@ -256,6 +287,44 @@ class Finder:
         made = vocabulary(total, sample, self._seconds())
         self._vocabularies.put(tenant, made)
         return made
+
+
+def keys_of(scope: Scope, space: int) -> list[Key]:
+    """Under which the signs of a scope are kept: live passages of some sessions."""
+    if scope.sessions is None or scope.archived:
+        return []
+    return [(scope.tenant, space, session) for session in scope.sessions]
+
+
+async def nearest_of(
+    signs: Sequence[Signs], vector: Floats, k: int, exact: int, kinds: Sequence[int] | None
+) -> NDArray[np.void] | None:
+    """Some more than are wanted, to be compared in full; None where there are so few that all are."""
+    passages = sum(len(part.heads) for part in signs)
+    if passages <= exact:
+        return None
+    if passages > SHORT_SCAN:
+        return await asyncio.to_thread(nearest, signs, vector, COMPARED * k, kinds or ())
+    return nearest(signs, vector, COMPARED * k, kinds or ())
+
+
+async def both_sides(
+    connection: asyncpg.Connection,
+    scope: Scope,
+    words: Words,
+    asked: Wanted,
+    space: int,
+    vector: Floats | None,
+    near: NDArray[np.void] | None,
+    k: int,
+    exact: int,
+) -> tuple[list[Candidate], str]:
+    """What words and vectors found, and the plan: by signs that are kept here where all is as they say."""
+    if vector is not None and near is not None:
+        found = await search_kept(connection, scope, words, asked, space, vector, k, near)
+        if found is not None:
+            return found, "kept"
+    return await search_items(connection, scope, words, asked, space, vector, k, exact)
 
 
 def reach(place: int, passage: Candidate, rare: Set[int]) -> int:

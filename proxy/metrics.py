@@ -84,7 +84,7 @@ class Metrics(Meter):
         )
         self.items_added = counter("infold_items_added", "Items stored, by form.", ["form"])
         self.item_searches = counter(
-            "infold_item_searches", "Searches of items, by plan: exact, bits, graph, words, none.", ["plan"]
+            "infold_item_searches", "Searches of items, by plan: exact, kept, bits, graph, words, none.", ["plan"]
         )
         self.item_search = histogram("infold_item_search_seconds", "Seconds to search items.", buckets=SECONDS)
         self.item_retrieve = histogram(

@@ -325,8 +325,9 @@ async def enqueue(connection: asyncpg.Connection, entrypoint: str, tenant: bytes
 
 
 async def show_to_search(connection: asyncpg.Connection, tenant: bytes, id: UUID, live: bool) -> None:
-    for table in ("passages", "vectors"):
-        update = f"update infold.{table} set live = $3 where tenant = $1 and item = $2"
+    """Vectors that come back arrive anew, for those who keep their signs."""
+    for table, more in (("passages", ""), ("vectors", ", arrived = default")):
+        update = f"update infold.{table} set live = $3{more} where tenant = $1 and item = $2"
         await connection.execute(update, tenant, id, live)
 
 

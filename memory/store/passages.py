@@ -102,10 +102,14 @@ async def search_items(
         scope.tenant, scope.sessions, scope.kinds, scope.archived, [item for item, _ in words.passages],
         [ordinal for _, ordinal in words.passages], space, None if query is None else HalfVector(query), k, exact, bits,
     )  # fmt: skip
-    asked, plan = frozenset(wanted.terms), rows[0]["plan"] if rows else "none"
+    return await candidates(rows, wanted), rows[0]["plan"] if rows else "none"
+
+
+async def candidates(rows: Sequence[asyncpg.Record], wanted: Wanted) -> list[Candidate]:
+    asked = frozenset(wanted.terms)
     if len(rows) > SHORT_WORK:
-        return await asyncio.to_thread(lambda: [candidate(row, asked) for row in rows]), plan
-    return [candidate(row, asked) for row in rows], plan
+        return await asyncio.to_thread(lambda: [candidate(row, asked) for row in rows])
+    return [candidate(row, asked) for row in rows]
 
 
 def candidate(row: asyncpg.Record, asked: Set[int]) -> Candidate:

@@ -1,0 +1,15 @@
+"""Signs: a vector tells when it came, so that a process that keeps its signs asks for what came since."""
+
+from pathlib import Path
+
+from alembic import op
+from sqlalchemy.util import await_only
+
+revision = "0005"
+down_revision = "0004"
+
+
+def upgrade() -> None:
+    # SQLAlchemy's asyncpg dialect prepares every statement, and a prepared statement holds one command.
+    raw = op.get_bind().connection.driver_connection
+    await_only(raw.execute(Path(__file__).with_suffix(".sql").read_text()))
