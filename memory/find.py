@@ -17,11 +17,13 @@ MOST_SEARCHED = 12  # terms that are looked up, the rarest
 MOST_POSTINGS = 1_500  # passages that these may have together
 COMMON_POSTINGS = 20_000  # a query whose rarest term has more is left to the vectors
 
-WORDS, MEANING = 0.45, 0.55  # weights of the two sides
+WORDS, MEANING = 0.5, 0.5  # weights of the two sides
 STRANGE, RANGE = 0.15, 0.6  # cosine that counts as 0, and how much more counts as 1
 SECOND = 0.1  # of an item's second best passage
 
-B = 0.4  # less than usual: passages are cut to one size, so few words in one only mean that it is code
+# `infold.words` has these numbers, too.
+B = 0.3  # less than usual: passages are cut to one size, so few words in one only mean that it is code, or short
+EMPHASIS = 1.25  # power of a word's rarity: a name that stands once says more than two words that stand often
 
 # What a passage with all terms has that is as short as can be.
 BEST = (K1 + 1) / (1 + K1 * (1 - B))
@@ -141,17 +143,17 @@ def passage_scores(candidates: Sequence[Candidate], wanted: Wanted, vocabulary: 
     A convex combination of BM25, as a share of the best there can be, and of the cosine within its usual range.
     Source: Bruch, Gai, Ingber 2023, arXiv:2210.11934: it beats reciprocal ranks, and its weight is no delicate matter.
     """
-    rarity = dict(zip(wanted.terms, wanted.weights, strict=True))
-    most = BEST * sum(wanted.weights)
-    return [joined(covers(c, rarity, most, vocabulary.average), closeness(c.distance)) for c in candidates]
+    worth = {term: weight**EMPHASIS for term, weight in zip(wanted.terms, wanted.weights, strict=True)}
+    most = BEST * sum(worth.values())
+    return [joined(covers(c, worth, most, vocabulary.average), closeness(c.distance)) for c in candidates]
 
 
-def covers(candidate: Candidate, rarity: Mapping[int, float], most: float, average: float) -> float | None:
+def covers(candidate: Candidate, worth: Mapping[int, float], most: float, average: float) -> float | None:
     """BM25 of a passage as a share of `most`; a term counts once, for passages are short. None: no words asked."""
     if most <= 0:
         return None
     norm = K1 * (1 - B + B * candidate.length / max(1.0, average))
-    return min(1.0, sum(rarity.get(term, 0.0) for term in candidate.matched) * (K1 + 1) / (1 + norm) / most)
+    return min(1.0, sum(worth.get(term, 0.0) for term in candidate.matched) * (K1 + 1) / (1 + norm) / most)
 
 
 def closeness(distance: float | None) -> float | None:

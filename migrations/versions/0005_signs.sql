@@ -4,7 +4,10 @@ alter table infold.vectors add column arrived bigint not null default 0;
 alter table infold.vectors alter column arrived set default pg_current_xact_id()::text::bigint;
 drop index infold.vectors_bits;
 create index vectors_bits on infold.vectors (tenant, space, session, arrived, item, ordinal)
-    include (kind, live, bits, bits_2, bits_3);
+    include (kind, live, bits, bits_2, bits_3) with (fillfactor = 100);
+-- What is written once, a tenant's in the order of time, leaves no room for what comes later.
+alter index infold.vectors_pkey set (fillfactor = 100);
+alter index infold.passages_pkey set (fillfactor = 100);
 
 -- Signs of sessions' live vectors behind a mark of each, in the order in which they came: at most p_most of a session.
 --   horizon: what is below has arrived for good.   ahead: no transaction has come so far; what is beyond was restored
@@ -37,8 +40,8 @@ begin
         group by mark.place order by mark.place;
 end $$;
 
--- As before, in floats, because a numeric costs ten times more, for each passage; and of passages that are alike the
--- newest come first, because which did was the planner's choice.
+-- As before, in floats, because a numeric costs ten times more, for each passage; weighed as memory/find.py weighs; and
+-- of passages that are alike the newest come first, because which did was the planner's choice.
 create or replace function infold.words(
     p_tenant bytea, p_scope uuid[], p_kinds integer[], p_archived boolean, p_terms integer[], p_passages integer,
     p_average real, p_k integer
@@ -61,7 +64,7 @@ begin
             group by w.place),
         weighed as (
             select place, ln(1 + (greatest(p_passages, passages) - passages + 0.5::float8)
-                                 / (passages + 0.5::float8)) as weight
+                                 / (passages + 0.5::float8)) ^ 1.25 as weight
             from counted)
         select p.item, p.ordinal, (select array_agg(c.passages order by c.place) from counted c)
         from postings p join weighed w using (place)
@@ -69,7 +72,7 @@ begin
         and (p.live or p_archived)
         group by p.item, p.ordinal, p.length
         order by sum(w.weight * 2.2::float8
-                     / (1 + 1.2::float8 * (0.6::float8 + 0.4::float8 * p.length / p_average))) desc,
+                     / (1 + 1.2::float8 * (0.7::float8 + 0.3::float8 * p.length / p_average))) desc,
                  p.item desc, p.ordinal
         limit p_k;
 end $$;
