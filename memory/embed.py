@@ -12,7 +12,6 @@ import base64
 import contextlib
 import re
 import socket
-import ssl
 from bisect import bisect_left, bisect_right
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,14 +19,15 @@ from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
+from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
 from memory.errors import InvalidRequest, ModelError
 from memory.minilm import DIMENSIONS, MODEL_PIECES, MiniLM
+from memory.post import LocalPost, NetworkPost, Post
 from memory.segments import Segmented
 from memory.settings import EMBEDDERS, names_embedder
 
@@ -188,19 +188,11 @@ class HttpEmbedder:
         timeout_seconds: float,
     ) -> None:
         self.name = model
-        self._url = _embeddings_url(url)
         self._timeout_seconds = timeout_seconds
         self._extra: dict[str, object] = {}
-        # No upper limit on connections: httpcore 1.0.9 loses a slot for ever on an unlucky cancellation, and a full
-        # pool would then stay full.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=8)
-        local = socket_path is not None or url.startswith("http://")
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT) if local else ssl.create_default_context()
-        self._client = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=socket_path, verify=tls, limits=limits, trust_env=False),
-            headers={"authorization": f"Bearer {api_key}"} if api_key else None,
-            timeout=timeout_seconds,
-            trust_env=False,
+        where = _embeddings_url(url)
+        self._post: Post = (
+            LocalPost(where, socket_path) if socket_path else NetworkPost(where, api_key, timeout_seconds)
         )
 
     async def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -212,30 +204,28 @@ class HttpEmbedder:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._post.close()
 
     async def _ask(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        rows = _read_answer(await self._post(texts), len(texts))
+        rows = _read_answer(await self._asked(texts), len(texts))
         if rows.shape[1] != DIMENSIONS and not self._extra:
             self._extra = {"dimensions": DIMENSIONS}
-            rows = _read_answer(await self._post(texts), len(texts))
+            rows = _read_answer(await self._asked(texts), len(texts))
         if rows.shape[1] != DIMENSIONS:
             raise ModelError(f"embedder {self.name} answered vectors of {rows.shape[1]} numbers, we store {DIMENSIONS}")
         return _unit_length(rows)
 
-    async def _post(self, texts: Sequence[str]) -> bytes:
+    async def _asked(self, texts: Sequence[str]) -> bytes:
         clean = [_without_surrogates(text) for text in texts]
         body = {"model": self.name, "input": clean, "encoding_format": "base64", **self._extra}
         try:
-            async with asyncio.timeout(self._timeout_seconds):  # httpx counts each read apart
-                answer = await self._client.post(
-                    self._url, content=orjson.dumps(body), headers={"content-type": "application/json"}
-                )
-        except (httpx.HTTPError, TimeoutError, OSError) as error:
-            raise ModelError(f"embedder {self.name} did not answer: {type(error).__name__}") from error
-        if answer.status_code != 200:
-            raise ModelError(f"embedder {self.name} answered with status {answer.status_code}")
-        return answer.content
+            async with asyncio.timeout(self._timeout_seconds):  # of all reads together
+                status, content = await self._post(orjson.dumps(body))
+        except OSError as error:  # a TimeoutError is one
+            raise ModelError(f"embedder {self.name} did not answer: {str(error) or type(error).__name__}") from error
+        if status != 200:
+            raise ModelError(f"embedder {self.name} answered with status {status}")
+        return content
 
 
 def chunks(text: str, max_tokens: int = 200, overlap_tokens: int = 20) -> list[tuple[int, int]]:
@@ -444,7 +434,7 @@ def _embeddings_url(url: str) -> str:
     base = url.rstrip("/")
     if base.endswith("/embeddings"):
         return base
-    return f"{base}/embeddings" if httpx.URL(base).path.strip("/") else f"{base}/v1/embeddings"
+    return f"{base}/embeddings" if urlsplit(base).path.strip("/") else f"{base}/v1/embeddings"
 
 
 def _without_surrogates(text: str) -> str:

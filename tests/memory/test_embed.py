@@ -458,6 +458,39 @@ async def test_a_question_left_by_its_client_does_not_disturb_the_next(served: P
     await client.close()
 
 
+async def test_who_asks_over_a_socket_outlives_the_server_and_questions_that_nobody_waits_for(tmp_path: Path) -> None:
+    path = tmp_path / "e.sock"
+    client = embedder("builtin", socket_path=str(path))
+    assert client is not None
+    for _ in range(2):
+        serving = asyncio.create_task(serve_embeddings(Fake(), path))
+        await answering(path)
+        left = [asyncio.create_task(client.embed(["one"])) for _ in range(20)]
+        await asyncio.sleep(0)
+        for asking in left[::2]:
+            asking.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        assert (await client.embed(["one"])).shape == (1, DIMENSIONS)
+        serving.cancel()
+        await asyncio.wait([serving])
+        with pytest.raises(ModelError, match="did not answer"):
+            await client.embed(["one"])
+    await client.close()
+
+
+async def test_a_server_that_hangs_up_did_not_answer(tmp_path: Path) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    client = embedder("builtin", socket_path=str(tmp_path / "e.sock"))
+    assert client is not None
+    async with await asyncio.start_unix_server(hang_up, tmp_path / "e.sock"):
+        with pytest.raises(ModelError, match="did not answer"):
+            await client.embed(["one"])
+    await client.close()
+
+
 # The setting
 
 
