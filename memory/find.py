@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from uuid import UUID
 from zlib import crc32
 
@@ -153,7 +154,7 @@ def covers(candidate: Candidate, worth: Mapping[int, float], most: float, averag
     if most <= 0:
         return None
     norm = K1 * (1 - B + B * candidate.length / max(1.0, average))
-    return min(1.0, sum(worth.get(term, 0.0) for term in candidate.matched) * (K1 + 1) / (1 + norm) / most)
+    return min(1.0, sum([worth[term] for term in candidate.matched]) * (K1 + 1) / (1 + norm) / most)
 
 
 def closeness(distance: float | None) -> float | None:
@@ -166,13 +167,16 @@ def joined(words: float | None, meaning: float | None) -> float:
     return WORDS * words + MEANING * meaning
 
 
+SCORE = itemgetter(0)
+
+
 def fuse(candidates: Sequence[Candidate], wanted: Wanted, vocabulary: Vocabulary, limit: int) -> tuple[Hit, ...]:
     """Items by their best passage and a little of the second best, best first."""
     passages: dict[UUID, list[tuple[float, Candidate]]] = {}
     for score, candidate in zip(passage_scores(candidates, wanted, vocabulary), candidates, strict=True):
         passages.setdefault(candidate.item, []).append((score, candidate))
-    hits = [hit(item, sorted(found, key=lambda pair: -pair[0])) for item, found in passages.items()]
-    return tuple(sorted(hits, key=lambda hit: (-hit.score, str(hit.item)))[:limit])
+    hits = [hit(item, sorted(found, key=SCORE, reverse=True)) for item, found in passages.items()]
+    return tuple(sorted(hits, key=lambda hit: (-hit.score, hit.item))[:limit])
 
 
 def hit(item: UUID, found: Sequence[tuple[float, Candidate]]) -> Hit:

@@ -79,7 +79,7 @@ class Found:
     def passages(self) -> list[tuple[float, Candidate]]:
         """Passages with their scores, best first."""
         scores = passage_scores(self.candidates, self.wanted, self.vocabulary)
-        order = sorted(range(len(scores)), key=lambda n: (-scores[n], str(self.candidates[n].item), n))
+        order = sorted(range(len(scores)), key=lambda n: (-scores[n], self.candidates[n].item, n))
         return [(scores[n], self.candidates[n]) for n in order]
 
 

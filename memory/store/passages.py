@@ -1,7 +1,7 @@
 """Passages of items and their vectors: what search reads."""
 
 import asyncio
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from uuid import UUID
 
@@ -112,10 +112,10 @@ async def candidates(rows: Sequence[asyncpg.Record], wanted: Wanted) -> list[Can
     return [candidate(row, asked) for row in rows]
 
 
-def candidate(row: asyncpg.Record, asked: Set[int]) -> Candidate:
+def candidate(row: asyncpg.Record, asked: frozenset[int]) -> Candidate:
     """A passage as the search gives it, with what in it is nearest."""
     item, ordinal, start, stop, length, terms, distances, stops, _ = row
-    matched = tuple(term for term in terms if term in asked)
+    matched = tuple(asked.intersection(terms))
     near = [(distance, place) for place, distance in enumerate(distances) if distance is not None]
     if not near:
         return Candidate(item, ordinal, start, stop, length, None, matched)

@@ -49,7 +49,7 @@ async def test_one_of_many_is_found_by_each_thing_it_speaks_of(connection, bound
     await add(connection, kept, ("one two three",))
     parts = cloud(3, 10)
     await save(connection, TENANT, kept, SPACE, NOTE, [0], [Segmented(cloud(1, 11)[0], parts, (3, 7, 13))])
-    found = candidate(*await search(connection, parts[place], scope=SCOPE, k=1, **bounds), set())
+    found = candidate(*await search(connection, parts[place], scope=SCOPE, k=1, **bounds), frozenset())
     assert (found.item, found.near) == (kept, [(0, 3), (3, 7), (7, 13)][place])
 
 
@@ -114,11 +114,13 @@ async def test_a_passage_is_as_near_as_the_nearest_thing_it_speaks_of(connection
     parts = [vector(text) for text in ("tree house", "apple pie", "green car")]
     whole = vector("tree house apple pie green car")
     await save(connection, TENANT, mixed, SPACE, NOTE, [0], [Segmented(whole, np.array(parts), (10, 20, 30))])
-    found = candidate(*await search(connection, vector("apple pie"), scope=SCOPE, k=1, **bounds), set(terms("apple")))
+    found = candidate(
+        *await search(connection, vector("apple pie"), scope=SCOPE, k=1, **bounds), frozenset(terms("apple"))
+    )
     assert (found.item, found.near) == (mixed, (10, 20))
     assert found.distance == pytest.approx(0, abs=1e-3)
     assert found.matched == tuple(terms("apple"))
-    other = candidate(*await search(connection, vector("apple tree"), scope=SCOPE, k=1, **bounds), set())
+    other = candidate(*await search(connection, vector("apple tree"), scope=SCOPE, k=1, **bounds), frozenset())
     assert (other.item, other.near, other.matched) == (plain, (0, 10), ())
 
 
