@@ -8,6 +8,9 @@ create index vectors_bits on infold.vectors (tenant, space, session, arrived, it
 -- What is written once, a tenant's in the order of time, leaves no room for what comes later.
 alter index infold.vectors_pkey set (fillfactor = 100);
 alter index infold.passages_pkey set (fillfactor = 100);
+-- Without ids it is a fifth smaller; items of one moment are sorted when they are read.
+drop index infold.items_session;
+create index items_session on infold.items (tenant, session, created_at);
 
 -- Signs of sessions' live vectors behind a mark of each, in the order in which they came: at most p_most of a session.
 --   horizon: what is below has arrived for good.   ahead: no transaction has come so far; what is beyond was restored
