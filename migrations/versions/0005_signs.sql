@@ -3,8 +3,7 @@
 alter table infold.vectors add column arrived bigint not null default 0;
 alter table infold.vectors alter column arrived set default pg_current_xact_id()::text::bigint;
 drop index infold.vectors_bits;
-create index vectors_bits on infold.vectors (tenant, space, session, arrived, item, ordinal)
-    include (kind, live, bits, bits_2, bits_3) with (fillfactor = 100);
+create index vectors_bits on infold.vectors (tenant, space, session, arrived, item, ordinal) with (fillfactor = 100);
 -- What is written once, a tenant's in the order of time, leaves no room for what comes later.
 alter index infold.vectors_pkey set (fillfactor = 100);
 alter index infold.passages_pkey set (fillfactor = 100);

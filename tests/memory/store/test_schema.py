@@ -286,7 +286,7 @@ def inner_select(source: str, plan: str) -> str:
     ("plan", "shape"),
     [
         ("exact", r"Limit.*Sort.*(vectors_bits|vectors_pkey)"),
-        ("bits", r"Limit.*Sort.*Index Only Scan using vectors_bits.*vectors_pkey"),
+        ("bits", r"Limit.*Sort.*Index Scan using vectors_bits.*vectors_pkey"),
         ("graph", r"Limit.*Index Scan using vectors_graph"),
     ],
 )
