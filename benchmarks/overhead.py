@@ -6,7 +6,8 @@ PostgreSQL share one core, provider, load and job worker the other. Milliseconds
 machine: trust ratios within a run, and the load average in the header.
 
   1 KB               a wire, recorded
-  120 KB, 500 KB     folded histories, sent again with one new tool result under the same user message: no new search
+  120 KB, 500 KB     folded histories, sent again with the answer and its tool result under the same user message: no
+                     new search
   search             120 KB folded, and a new user message each time
   end of answer      from the first byte of a 1 KB answer to its last, beside a bare durable insert of 2 KB in the same
                      database
@@ -39,12 +40,25 @@ from servers import Family, Server, bare_server, family, servers
 from wire import Connection, Timing, closed_loop, in_background
 
 FAST = {"x-script-fast": "1", "x-script-reply": "1KB"}
+STEPS_KNOWN = 1_010  # of a loop, whose answers the provider is told beforehand
 REPLY = {"role": "assistant", "content": ("The release notes say what changed, and why it was changed. " * 20)[:1_000]}
 INSERT_BYTES = 2_048  # of the row that a bare durable insert writes
 MILLISECOND = 1e3
 WINDOWS = (8_192, 131_072)
 BARE_MS = 0.025  # CPU of such a relay a request on the machine that the aims were set on: 0.021 to 0.028
 QUIET_MS = 0.3  # to the first byte of 1 KB, asked directly on a quiet machine
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A request, and what the provider is to answer: in a loop the message that the next request brings back."""
+
+    body: bytes
+    reply: str = "1KB"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return FAST | {"x-script-reply": self.reply}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,16 +99,14 @@ class Bench:
     def quick(self) -> bool:
         return bool(self.given.quick)
 
-    def pairs(
-        self, bodies: Iterator[bytes], n: int, key: str, warm: int = 3, headers: Mapping[str, str] = FAST
-    ) -> tuple[list[Timing], list[Timing]]:
-        """Ask both with each body, in turns that swap; the first `warm` are not kept."""
+    def pairs(self, asks: Iterator[Ask], n: int, key: str, warm: int = 3) -> tuple[list[Timing], list[Timing]]:
+        """Ask both the same, in turns that swap; the first `warm` are not kept."""
         ways = [Connection(self.provider.url, key), *([Connection(self.infold.url, key)] if self.infold else [])]
         kept: tuple[list[Timing], list[Timing]] = ([], [])
-        for number, body in zip(range(n + warm), bodies, strict=False):
+        for number, ask in zip(range(n + warm), asks, strict=False):
             order = range(len(ways)) if number % 2 else reversed(range(len(ways)))
             for way in order:
-                timing = ways[way].ask(body, headers)
+                timing = ways[way].ask(ask.body, ask.headers)
                 if timing.status != 200:
                     self.failures.append(f"status {timing.status}")
                 if number >= warm:
@@ -103,8 +115,8 @@ class Bench:
             connection.close()
         return kept
 
-    def first_bytes(self, name: str, bodies: Iterator[bytes], n: int, key: str, aim_ms: float, note: str = "") -> Row:
-        direct, through = self.pairs(bodies, n, key)
+    def first_bytes(self, name: str, asks: Iterator[Ask], n: int, key: str, aim_ms: float, note: str = "") -> Row:
+        direct, through = self.pairs(asks, n, key)
         modes = sorted({timing.headers.get("x-infold-mode", "none") for timing in through})
         row = Row(name, [t.first for t in direct], [t.first for t in through], aim_ms, "+".join(modes), note)
         self.rows.append(row)
@@ -138,32 +150,39 @@ def history(seed: int, kilobytes: int) -> list[Json]:
     return kept
 
 
-def loop_bodies(base: Sequence[Json], model: str) -> Iterator[bytes]:
-    """The history again and again, each time with one more call and its small result under the same user message."""
+def loop_asks(base: Sequence[Json], model: str) -> Iterator[Ask]:
+    """The history again and again, each time with the call that was answered and its small result, under the same user
+    message."""
     parts = [orjson.dumps(message) for message in base]
-    number = 0
-    while True:
-        call = f"call_{number:09d}"
-        function = {"name": "run_shell", "arguments": '{"command":"make check"}'}
-        asked = {
-            "role": "assistant",
-            "content": None,
-            "tool_calls": [{"id": call, "type": "function", "function": function}],
-        }
-        parts += [orjson.dumps(asked), orjson.dumps({"role": "tool", "tool_call_id": call, "content": f"ok {number}"})]
-        yield join(parts, model)
-        number += 1
+    for number in range(STEPS_KNOWN):
+        yield Ask(join(parts, model), f"call {number}")
+        result = {"role": "tool", "tool_call_id": call_id(number), "content": f"ok {number}"}
+        parts += [orjson.dumps(call(number)), orjson.dumps(result)]
 
 
-def search_bodies(base: Sequence[Json], model: str) -> Iterator[bytes]:
-    """The history with one more answer and a new question each time."""
+def search_asks(base: Sequence[Json], model: str) -> Iterator[Ask]:
+    """The history with the answer and a new question each time."""
     parts = [orjson.dumps(message) for message in base]
-    for number in range(10**6):
+    for number in range(STEPS_KNOWN):
         noun = data.NOUNS[number % len(data.NOUNS)]
         question = f"Which ticket was the {noun} about, and what did the tests of step {number} print?"
-        parts += [orjson.dumps({"role": "assistant", "content": f"That is done ({number})."})]
-        parts += [orjson.dumps({"role": "user", "content": question})]
-        yield join(parts, model)
+        parts.append(orjson.dumps({"role": "user", "content": question}))
+        yield Ask(join(parts, model), f"done {number}")
+        parts.append(orjson.dumps(done(number)))
+
+
+def call_id(number: int) -> str:
+    return f"call_{number:09d}"
+
+
+def call(number: int) -> Json:
+    function = {"name": "run_shell", "arguments": '{"command":"make check"}'}
+    asked = {"id": call_id(number), "type": "function", "function": function}
+    return {"role": "assistant", "content": None, "tool_calls": [asked]}
+
+
+def done(number: int) -> Json:
+    return {"role": "assistant", "content": f"That is done ({number})."}
 
 
 def join(parts: Sequence[bytes], model: str) -> bytes:
@@ -174,14 +193,14 @@ def latencies(bench: Bench) -> None:
     n = 60 if bench.quick else 1_000
     body = small()
     numbers = iter(range(10**9))
-    bench.first_bytes("1 KB", (body(number) for number in numbers), n, "key-small", 0.7)
+    bench.first_bytes("1 KB", (Ask(body(number)) for number in numbers), n, "key-small", 0.7)
     middle, large = history(1, 120), history(2, 500)
     n = 20 if bench.quick else 100
-    bench.first_bytes("120 KB, 8k window", loop_bodies(middle, "ctx-8192"), n, "key-120", 2)
-    bench.first_bytes("500 KB, 128k window", loop_bodies(large, "ctx-131072"), n, "key-500", 4)
+    bench.first_bytes("120 KB, 8k window", loop_asks(middle, "ctx-8192"), n, "key-120", 2)
+    bench.first_bytes("500 KB, 128k window", loop_asks(large, "ctx-131072"), n, "key-500", 4)
     embedding = embedding_seconds(bench)
     aim, note = 10 + embedding * MILLISECOND, f"of which the question's embedding {embedding * MILLISECOND:.1f} ms"
-    bench.first_bytes("120 KB, a new search", search_bodies(middle, "ctx-8192"), n, "key-search", aim, note)
+    bench.first_bytes("120 KB, a new search", search_asks(middle, "ctx-8192"), n, "key-search", aim, note)
 
 
 def embedding_seconds(bench: Bench) -> float:
@@ -209,7 +228,7 @@ def end_of_answer(bench: Bench, dsn: str | None) -> None:
     """From the first byte of an answer to its last, which Infold relays when the turn is durable."""
     n = 40 if bench.quick else 300
     body = small()
-    direct, through = bench.pairs((body(number) for number in range(10**9, 2 * 10**9)), n, "key-end")
+    direct, through = bench.pairs((Ask(body(number)) for number in range(10**9, 2 * 10**9)), n, "key-end")
     row = Row("end of a 1 KB answer", [t.end - t.first for t in direct], [t.end - t.first for t in through])
     bench.rows.append(row)
     if dsn and through:
@@ -352,7 +371,8 @@ def share_cores(members: Family) -> None:
 async def prepare(bench: Bench) -> None:
     async with connect(bench.provider, bench.infold) as client:
         long = {"role": "assistant", "content": str(REPLY["content"]) * 8}
-        await client.script({"1KB": REPLY, "long": long})
+        loops = {f"call {n}": call(n) for n in range(STEPS_KNOWN)} | {f"done {n}": done(n) for n in range(STEPS_KNOWN)}
+        await client.script({"1KB": REPLY, "long": long} | loops)
         if bench.infold and not await client.learn_windows([f"ctx-{window}" for window in WINDOWS]):
             console.print("[yellow]the proxy did not ask for the models' windows in 10 s[/]")
 
