@@ -55,10 +55,11 @@ class Ask:
 
     body: bytes
     reply: str = "1KB"
+    chunks: int = 0  # in which it is streamed
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return FAST | {"x-script-reply": self.reply}
+        return FAST | {"x-script-reply": self.reply, "x-script-chunks": str(self.chunks)}
 
 
 @dataclass(frozen=True, slots=True)

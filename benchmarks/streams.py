@@ -25,7 +25,7 @@ import httptools
 import uvloop
 from common import console, median, percentile
 from data import Json
-from overhead import FAST, MILLISECOND, QUIET_MS, WINDOWS, Bench, prepare, roles, settle, share_cores, small
+from overhead import FAST, MILLISECOND, QUIET_MS, WINDOWS, Ask, Bench, prepare, roles, settle, share_cores, small
 from processes import cpu_seconds
 from rich.table import Table
 from servers import Family, Server, bare_server, family, servers
@@ -149,8 +149,7 @@ def measure(bench: Bench, ways: Mapping[str, Server]) -> Json:
 
 def first_bytes(bench: Bench, ways: Mapping[str, Server]) -> Json:
     n, body = 60 if bench.quick else 1_000, small(stream=True)
-    headers = FAST | {"x-script-chunks": "10"}
-    direct, through = bench.pairs((body(number) for number in range(10**9)), n, "key-first", headers=headers)
+    direct, through = bench.pairs((Ask(body(number), chunks=10) for number in range(10**9)), n, "key-first")
     added = [theirs.first - ours.first for ours, theirs in zip(direct, through, strict=False)]
     row = {"N": n, "direct": ms(median([one.first for one in direct]))}
     if added:
