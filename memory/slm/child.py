@@ -11,11 +11,13 @@ import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
 NICENESS = 10
+SAVING_SECONDS = 60
 
 
 class Refused(Exception):
@@ -33,6 +35,20 @@ def told() -> dict[str, Any]:
     os.nice(NICENESS)
     settings: dict[str, Any] = json.loads(line)
     return settings
+
+
+def save_first() -> threading.Event:
+    """From now on the parent's end sets the event, and there is a minute to save before this process ends."""
+    stopping = threading.Event()
+
+    def told_to(number: int, frame: object) -> None:
+        stopping.set()
+        signal.alarm(SAVING_SECONDS)  # SIGALRM ends us
+
+    signal.signal(signal.SIGIO, told_to)
+    if select.select([sys.stdin.fileno()], [], [], 0)[0]:
+        stopping.set()
+    return stopping
 
 
 def window(told: Mapping[str, Any], own: int | None) -> int:
