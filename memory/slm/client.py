@@ -74,20 +74,34 @@ class ModelAt:
         return self._window
 
     async def _ask(self, method: str, path: str, seconds: float, body: bytes | None = None) -> bytes:
-        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
-        if body is not None:
-            headers["content-type"] = "application/json"
-        try:
-            async with (
-                asyncio.timeout(seconds),  # httpx counts each read apart
-                client(self._url) as http,
-                http.stream(method, f"{self._url}/{path}", content=body, headers=headers) as reply,
-            ):
-                return checked(reply, await all_of(reply), self.model)
-        except TimeoutError:
-            raise ModelError(f"the model {self.model} did not answer in {seconds:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
-            raise ModelError(f"the model {self.model} did not answer: {type(error).__name__}") from error
+        status, answer = await exchanged(method, f"{self._url}/{path}", self.model, seconds, self._key, body)
+        if status != 200:
+            raise ModelError(f"the engine of the model {self.model} answered with status {status}")
+        return answer
+
+
+async def exchanged(
+    method: str, url: str, model: str, seconds: float, key: str | None = None, body: bytes | None = None
+) -> tuple[int, bytes]:
+    """The status and the body of an engine's answer.
+
+    Raises:
+        ModelError: the engine is away, took too long, or answered without end.
+    """
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    if body is not None:
+        headers["content-type"] = "application/json"
+    try:
+        async with (
+            asyncio.timeout(seconds),  # httpx counts each read apart
+            client(url) as http,
+            http.stream(method, url, content=body, headers=headers) as reply,
+        ):
+            return reply.status_code, await all_of(reply)
+    except TimeoutError:
+        raise ModelError(f"the model {model} did not answer in {seconds:g} s") from None
+    except (httpx.HTTPError, httpx.InvalidURL, OSError) as error:
+        raise ModelError(f"the model {model} did not answer: {type(error).__name__}") from error
 
 
 def client(url: str) -> httpx.AsyncClient:
@@ -105,12 +119,6 @@ async def all_of(reply: httpx.Response) -> bytes:
         if len(held) > MOST_BYTES:
             raise ModelError("the engine answers with more than it was asked for")
     return bytes(held)
-
-
-def checked(reply: httpx.Response, body: bytes, model: str) -> bytes:
-    if reply.status_code != 200:
-        raise ModelError(f"the engine of the model {model} answered with status {reply.status_code}")
-    return body
 
 
 def read(body: bytes, model: str) -> Completion:

@@ -6,6 +6,7 @@ holds the pipe.
 """
 
 import json
+import secrets
 import select
 import signal
 import subprocess
@@ -48,6 +49,7 @@ class Running:
     host: str = "127.0.0.1"
     port: int = 0  # 0: a free one
     adapter: Path | None = None
+    adapters: Path | None = None  # below which adapters lie that are loaded while it runs; None: none are
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,7 @@ class Engine:
         self._environment = variables(None) if environment is None else environment
         self._process: subprocess.Popen[bytes] | None = None
         self._said = b""
+        self.key = secrets.token_urlsafe(32)  # of who may load and use adapters there
         self.ready: Ready | None = None  # what it said first; a restart does not change it
 
     @property
@@ -103,7 +106,7 @@ class Engine:
         )
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has died; `wait` says so
-            self._process.stdin.write(json.dumps(settings(self.running, port)).encode() + b"\n")
+            self._process.stdin.write(json.dumps(settings(self.running, port, self.key)).encode() + b"\n")
 
     def wait(self, seconds: float) -> bool:
         """Whether it said within so many seconds that it is ready.
@@ -174,12 +177,12 @@ def calm(threads: int) -> Mapping[str, str]:
     }
 
 
-def settings(running: Running, port: int) -> dict[str, Any]:
+def settings(running: Running, port: int, key: str) -> dict[str, Any]:
     """What the child is told."""
     told = {name: value for name, value in asdict(running).items() if name != "weights"}
     weights = running.weights
     known = weights.model.template if weights.model is not None else None
-    told |= {"path": weights.path, "kind": weights.kind, "name": weights.name, "port": port}
+    told |= {"path": weights.path, "kind": weights.kind, "name": weights.name, "port": port, "key": key}
     told["template"] = TEMPLATES.get(known or "")  # for files that have none inside
     return {name: str(value) if isinstance(value, Path) else value for name, value in told.items()}
 

@@ -20,8 +20,7 @@ def loaded(told: Mapping[str, Any]) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = Path(told["path"])
-    folder = converted(path, Path(told["home"])) if told["kind"] == "gguf" else path
+    folder = folder_of(told)
     checked_files(folder)
     adapter = checked_adapter(Path(told["adapter"])) if told["adapter"] else None
     model = AutoModelForCausalLM.from_pretrained(
@@ -33,6 +32,12 @@ def loaded(told: Mapping[str, Any]) -> tuple[Any, Any]:
     if not tokenizer.chat_template:
         tokenizer.chat_template = told["template"]
     return tokenizer, (model if adapter is None else adapted(model, adapter)).eval()
+
+
+def folder_of(told: Mapping[str, Any]) -> Path:
+    """Where the weights lie that are loaded; a .gguf file is converted the first time."""
+    path = Path(told["path"])
+    return converted(path, Path(told["home"])) if told["kind"] == "gguf" else path
 
 
 def form(quantization: str) -> dict[str, Any]:

@@ -2,37 +2,48 @@
 
 Chat completions, completions and the list of models; one request at a time. A client that leaves is noticed at once,
 and the work for it ends after the token, or the chunk of the prompt, that is being computed.
+
+Adapters are loaded while it runs, by vLLM's protocol, and named in a request's `model`. Only who has the engine's key
+sees, loads or uses them: a proxy hands on what its clients send, and no client may have another's adapter.
 """
 
 import asyncio
+import hmac
 import logging
 import socket
 import threading
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from memory.budget import output_reserve
 from memory.errors import LLMMemoryError
 from memory.slm import child, wire
-from memory.slm.loading import loaded, own_window
+from memory.slm.adapters import foundation_of
+from memory.slm.carried import Carried
+from memory.slm.header import BadWeights
+from memory.slm.loading import folder_of, loaded, own_window
+from memory.slm.naming import is_adapter_of
 from memory.slm.probes import PROBES, Messages, frame
 from memory.slm.wire import Asked, Chat, Completion, Form, Refusal
 from memory.slm.writing import Model, Wish, Written
 from memory.types import Model as Known
 
 MOST_BODY_BYTES = 64 * 2**20
+UNWRITTEN = (RuntimeError, KeyError, BadWeights)  # what writing ends in; the latter two where an adapter has gone
 FAILURES = (OSError, ValueError, RuntimeError, KeyError, ImportError)  # what loading a model ends in
 
-Finish = Callable[[str, Written], Awaitable[None]]
+T = TypeVar("T")
+Change = Callable[["Engine", bytes], Awaitable[str]]
 
 
 def main() -> int:
@@ -57,7 +68,10 @@ def main() -> int:
         child.fail(str(error))
     except FAILURES as error:
         child.fail(f"transformers cannot run {told['path']}: {type(error).__name__}: {str(error)[:500]}")
-    engine = Engine(told["name"], tokenizer, Model(model, tokenizer, window))
+    carried = Carried(
+        model, told["adapters"] and Path(told["adapters"]), lambda: foundation_of(folder_of(told), told["quantization"])
+    )
+    engine = Engine(told["name"], tokenizer, Model(model, tokenizer, window, carried.wear), carried, told["key"])
     known = measured(engine)
     listener.listen()
     child.say(ready=True, url=f"{address(listener)}/v1", window=window, **known)
@@ -99,10 +113,13 @@ def measured(engine: "Engine") -> dict[str, Any]:
 
 
 class Engine:
-    """A model, and whose turn it is. Belongs to one event loop."""
+    """A model with its adapters, and whose turn it is. Belongs to one event loop."""
 
-    def __init__(self, name: str, tokenizer: Any, model: Model) -> None:
+    def __init__(self, name: str, tokenizer: Any, model: Model, carried: Carried, key: str | None) -> None:
+        """`key`: of who may use adapters; None: nobody may."""
         self.name = name
+        self.carried = carried
+        self._key = key
         self._tokenizer = tokenizer
         self._model = model
         self._turn = asyncio.Lock()
@@ -132,7 +149,24 @@ class Engine:
             raise Refusal(f"the model's chat template refuses these messages: {error}", param="messages") from error
         return tokens
 
-    def wish(self, asked: Asked) -> Wish:
+    def trusts(self, request: Request) -> bool:
+        """Whether it has our key."""
+        given = request.headers.get("authorization", "").encode()
+        return self._key is not None and hmac.compare_digest(given, f"Bearer {self._key}".encode())
+
+    def adapter(self, asked: Asked, trusted: bool) -> str | None:
+        """The one that a request names; any other name stands for the bare model.
+
+        Raises:
+            Refusal: there is no such adapter, or not for this client.
+        """
+        if not isinstance(asked.model, str) or not is_adapter_of(self.name, asked.model):
+            return None
+        if not trusted or asked.model not in self.carried.known:
+            raise wire.no_adapter(asked.model)
+        return asked.model
+
+    def wish(self, asked: Asked, adapter: str | None = None) -> Wish:
         """
         Raises:
             Refusal: the prompt does not fit the window.
@@ -155,7 +189,15 @@ class Engine:
             top_p=1.0 if asked.top_p is None else asked.top_p,
             seed=asked.seed,
             stop=asked.stops,
+            adapter=adapter,
         )
+
+    async def change(self, work: Callable[[], T]) -> T:
+        """What work on the adapters gives, when nobody else is at the model; once begun it is done."""
+        await self._turn.acquire()
+        done = asyncio.get_running_loop().run_in_executor(None, work)
+        done.add_done_callback(lambda _: self._turn.release())
+        return await asyncio.shield(done)
 
     async def write(self, wish: Wish) -> AsyncGenerator[str | Written]:
         """Text as it is written, and at last how it ended. Who stops listening ends it."""
@@ -191,7 +233,15 @@ def app(engine: Engine) -> Starlette:
         return await answer(engine, request, Completion)
 
     async def models(request: Request) -> JSONResponse:
-        return JSONResponse(wire.models(engine.name, engine.window))
+        known = dict(engine.carried.known) if engine.trusts(request) else {}
+        folders = {name: adapter.folder for name, adapter in known.items()}
+        return JSONResponse(wire.models(engine.name, engine.window, folders))
+
+    async def load(request: Request) -> Response:
+        return await changed(engine, request, load_adapter)
+
+    async def unload(request: Request) -> Response:
+        return await changed(engine, request, unload_adapter)
 
     async def health(request: Request) -> JSONResponse:
         return JSONResponse({"status": "ok"})
@@ -201,6 +251,8 @@ def app(engine: Engine) -> Starlette:
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", complete, methods=["POST"]),
             Route("/v1/models", models),
+            Route("/v1/load_lora_adapter", load, methods=["POST"]),
+            Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
             Route("/health", health),
         ],
         exception_handlers={404: not_offered, 405: not_offered},
@@ -216,18 +268,68 @@ def refused(refusal: Refusal) -> JSONResponse:
     return JSONResponse(refusal.body, refusal.status)
 
 
-async def answer(engine: Engine, request: Request, kind: type[Chat] | type[Completion]) -> "Answer | JSONResponse":
+async def body_of(request: Request) -> bytes:
+    """
+    Raises:
+        Refusal: it is too long.
+    """
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MOST_BODY_BYTES:
-            return refused(Refusal(f"a request has at most {MOST_BODY_BYTES:,} bytes", 413))
+            raise Refusal(f"a request has at most {MOST_BODY_BYTES:,} bytes", 413)
+    return bytes(body)
+
+
+async def answer(engine: Engine, request: Request, kind: type[Chat] | type[Completion]) -> "Answer | JSONResponse":
     try:
-        asked = wire.parse(bytes(body), kind)
-        wish = await asyncio.to_thread(engine.wish, asked)
+        asked = wire.parse(await body_of(request), kind)
+        adapter = engine.adapter(asked, engine.trusts(request))
+        wish = await asyncio.to_thread(engine.wish, asked, adapter)
     except Refusal as refusal:
         return refused(refusal)
-    return Answer(engine, asked, wish, Form(engine.name, len(wish.tokens), kind is Chat))
+    return Answer(engine, asked, wish, Form(adapter or engine.name, len(wish.tokens), kind is Chat))
+
+
+# Adapters.
+
+
+async def changed(engine: Engine, request: Request, change: Change) -> Response:
+    if not engine.trusts(request):  # nothing tells that there is such an endpoint
+        return await not_offered(request, Refusal(""))
+    try:
+        return PlainTextResponse(await change(engine, await body_of(request)))
+    except Refusal as refusal:
+        return refused(refusal)
+
+
+async def load_adapter(engine: Engine, body: bytes) -> str:
+    """
+    Raises:
+        Refusal: it is none that this engine loads.
+    """
+    asked = wire.order(body, wire.Load)
+    name = asked.lora_name
+    if not is_adapter_of(engine.name, name):
+        raise Refusal(f"an adapter's name is {engine.name}-a<number>-<8 hexadecimal digits>", param="lora_name")
+    if name in engine.carried.known:
+        raise Refusal(f"The lora adapter '{name}' has already been loaded.", param="lora_name")
+    try:
+        await engine.change(lambda: engine.carried.learn(name, asked.lora_path))
+    except BadWeights as error:
+        raise Refusal(str(error), param="lora_path", code=wire.BAD_ADAPTER) from error
+    return f"Success: LoRA adapter '{name}' added successfully."
+
+
+async def unload_adapter(engine: Engine, body: bytes) -> str:
+    """
+    Raises:
+        Refusal: there is none of that name.
+    """
+    name = wire.order(body, wire.Unload).lora_name
+    if not await engine.change(lambda: engine.carried.forget(name)):
+        raise Refusal(f"The lora adapter '{name:.200}' cannot be found.", 404, "lora_name")
+    return f"Success: LoRA adapter '{name}' removed successfully."
 
 
 class Answer:
@@ -256,7 +358,7 @@ class Answer:
                     if isinstance(piece, Written):
                         return await JSONResponse(self._form.whole(text, piece))(scope, receive, send)
                     text += piece
-        except RuntimeError as error:
+        except UNWRITTEN as error:
             await refused(broken(error))(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
@@ -269,7 +371,7 @@ class Answer:
                 async for piece in pieces:
                     await say(send, *(form.last(piece, usage) if isinstance(piece, Written) else [form.piece(piece)]))
             end = wire.DONE
-        except RuntimeError as error:
+        except UNWRITTEN as error:
             end = wire.event(broken(error).body)
         await send({"type": "http.response.body", "body": end})
 
@@ -285,7 +387,9 @@ async def left(receive: Receive) -> None:
         pass
 
 
-def broken(error: RuntimeError) -> Refusal:
+def broken(error: Exception) -> Refusal:
     """What torch raises, memory that is not there above all; its words may hold what was asked."""
+    if not isinstance(error, RuntimeError):
+        return Refusal("the adapter that this model names has been taken away", 404, "model", "model_not_found")
     memory = "memory" in str(error).lower()
     return Refusal("there is not enough memory for this prompt" if memory else "the model could not compute this", 500)

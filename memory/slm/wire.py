@@ -3,15 +3,18 @@
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
 from memory.slm.writing import Written
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 MOST_STOPS = 16
+BAD_ADAPTER = "bad_adapter"
 
 
 class Refusal(Exception):
@@ -55,6 +58,7 @@ class StreamOptions(msgspec.Struct):
 class Asked(msgspec.Struct):
     """What both endpoints take. Fields that it does not name are left unread."""
 
+    model: object = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     temperature: float | None = None
@@ -108,10 +112,7 @@ def parse(body: bytes, kind: type[Chat] | type[Completion]) -> Any:
     Raises:
         Refusal: it is no such request.
     """
-    try:
-        asked = msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:  # a wrong field is one, too
-        raise Refusal(f"this is no request that we can read: {error}") from error
+    asked = order(body, kind)
     asked.check()
     return asked
 
@@ -178,6 +179,38 @@ def event(body: Json) -> bytes:
 DONE = b"data: [DONE]\n\n"
 
 
-def models(name: str, window: int) -> Json:
-    entry = {"id": name, "object": "model", "created": 0, "owned_by": "infold", "context_length": window}
-    return {"object": "list", "data": [entry]}
+def models(name: str, window: int, adapters: Mapping[str, Path]) -> Json:
+    """The bare model, and adapters as vLLM lists them: by their folder and the model they belong to."""
+
+    def entry(id: str, root: str, parent: str | None) -> Json:
+        of = {"id": id, "object": "model", "created": 0, "owned_by": "infold"}
+        return {**of, "root": root, "parent": parent, "context_length": window}
+
+    adapted = [entry(id, str(folder), name) for id, folder in adapters.items()]
+    return {"object": "list", "data": [entry(name, name, None), *adapted]}
+
+
+class Load(msgspec.Struct):
+    """What `POST /v1/load_lora_adapter` is asked, as vLLM is."""
+
+    lora_name: str
+    lora_path: str
+
+
+class Unload(msgspec.Struct):
+    lora_name: str
+
+
+def order(body: bytes, kind: type[T]) -> T:
+    """
+    Raises:
+        Refusal: it is no such request.
+    """
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:  # a wrong field is one, too
+        raise Refusal(f"this is no request that we can read: {error}") from error
+
+
+def no_adapter(name: str) -> Refusal:
+    return Refusal(f"The model {name!r:.200} does not exist.", 404, "model", "model_not_found")

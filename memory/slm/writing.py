@@ -21,6 +21,7 @@ class Wish:
     top_p: float = 1.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    adapter: str | None = None  # None: the bare model
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,12 @@ class Written:
 class Model:
     """One model with its vocabulary. For one thread at a time."""
 
-    def __init__(self, model: Any, tokenizer: Any, window: int) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, window: int, wear: Callable[[str | None], str] = lambda adapter: ""
+    ) -> None:
+        """`wear`: makes it answer with an adapter, and gives what it then is; `Carried.wear`."""
+        self._wear = wear
+        self._worn = ""
         self._model = model
         self._tokenizer = tokenizer
         self.window = window
@@ -48,9 +54,14 @@ class Model:
 
         Args:
             is_over: whether nobody wants more of it; asked between tokens, and between chunks of the prompt.
+
+        Raises:
+            KeyError, BadWeights: there is no such adapter any more.
         """
         import torch
 
+        if (worn := self._wear(wish.adapter)) != self._worn:  # what another one thought of the same words is no use
+            self._worn, self._cache, self._cached = worn, None, []
         with torch.inference_mode():
             kept = self._recall(wish.tokens)
             logits = self._read(wish.tokens[kept:], is_over)
