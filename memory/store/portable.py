@@ -56,8 +56,9 @@ READ = {
     ),
 }
 
-# Everything with a tenant but the audit. What refers to something comes before it.
+# Everything with a tenant but the audit. What refers to something comes before it; folders of adapters become litter.
 ERASED = (
+    "samples", "adapters", "adapter_sources", "trainings", "learners",
     "vectors", "passages", "items", "dependencies", "tasks", "agents", "human_requests", "quarantine", "seals", "usage",
     "events", "folds", "chunks", "attempts", "turns", "sessions", "nodes", "states", "tenants", "calendar",
 )  # fmt: skip

@@ -15,9 +15,11 @@ TENANT_TABLES = {
     *("nodes", "sessions", "turns", "attempts", "folds", "chunks"),
     *("tenants", "states", "items", "passages", "vectors", "tasks", "dependencies", "agents", "human_requests"),
     *("quarantine", "seals", "audit", "events", "usage"),
+    *("learners", "samples", "trainings", "adapters", "adapter_sources"),
 }
 WITHOUT_POLICY = {"calendar"}  # ids of tenants alone, like the queue
-NOT_FORCED = {"passages", "human_requests", "events"}  # their owner may look: see infold.words, infold.overdue
+# Their owner may look: see infold.words, infold.overdue, infold.learning, infold.trainings_waiting.
+NOT_FORCED = {"passages", "human_requests", "events", "learners", "trainings", "adapters"}
 
 
 @pytest.fixture
@@ -138,7 +140,13 @@ async def test_the_runtime_role_owns_nothing_and_functions_that_run_as_their_own
     )
     assert "infold_app" not in {row["owner"] for row in functions}
     definers = [row for row in functions if row["prosecdef"]]
-    assert {row["proname"] for row in definers} == {"words", "overdue", "questions_pending"}
+    assert {row["proname"] for row in definers} == {
+        "words",
+        "overdue",
+        "questions_pending",
+        "learning",
+        "trainings_waiting",
+    }
     assert all(row["proconfig"] == ["search_path=pg_catalog, pg_temp"] for row in definers)
     assert not any(row["open"] for row in definers)
 
