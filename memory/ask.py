@@ -23,7 +23,9 @@ from memory.grounded import rests_on, ungrounded
 from memory.meter import UNCOUNTED, Meter
 from memory.nouns import MemoryAnswer, NoModel, Place
 from memory.prompts import reading
+from memory.readers import Bare, Reader, Readers
 from memory.settings import Slm
+from memory.slm.adapting import base_name
 from memory.slm.client import Completion, ModelAt
 from memory.slm.registry import find
 
@@ -53,8 +55,7 @@ def model_of(slm: Slm) -> ModelAt | None:
     """The model that reads; None where none runs."""
     if slm.backend == "none" or not slm.url:
         return None
-    known = find(slm.model) if slm.backend != "openai" else None  # an engine of ours goes by the registry's names
-    return ModelAt(slm.url, known.name if known else slm.model)
+    return ModelAt(slm.url, base_name(slm), slm.key)
 
 
 def reads_together(model: str) -> bool:
@@ -70,6 +71,7 @@ class Ask:
     def __init__(
         self, gather: Gather, count: CountTokens, model: ModelAt | None, window: int | None = None,
         together: bool = True, meter: Meter = UNCOUNTED, seconds: float = READ_SECONDS,
+        readers: Readers | None = None,
     ) -> None:  # fmt: skip
         """
         Args:
@@ -77,10 +79,12 @@ class Ask:
             together: whether the model reads all passages at once; else the best one, and while its answer does not
                 hold the next.
             seconds: for all that the model reads for one question.
+            readers: who reads for which tenant; None: the model as it is.
         """
         self._gather = gather
         self._count = count
         self._model = model
+        self._readers = readers or (Bare(model) if model is not None else None)
         self._window = window
         self._together = together
         self._meter = meter
@@ -99,7 +103,7 @@ class Ask:
         asked = check.text(question, "question", MOST_QUESTION_CHARS).strip()
         most, began = check.integer(limit, "limit", 1, check.MOST_PASSAGES), time.perf_counter()
         found = await self._gather.passages(tenant, place, asked, most)
-        read = await self._read(asked, [one.text for one in found.passages])
+        read = await self._read(tenant, asked, [one.text for one in found.passages])
         if self._model is not None and not await self._gather.still_stand(tenant, found.passages):
             found = await self._gather.passages(tenant, place, asked, most)  # something was taken away meanwhile
             read = Reading(reason="not_supported" if found.passages else "nothing_found")
@@ -107,41 +111,63 @@ class Ask:
         self._meter.asked(answer.by if answer.sources else "nothing", time.perf_counter() - began)
         return answer
 
-    async def _read(self, question: str, texts: Sequence[str]) -> Reading:
+    async def _read(self, tenant: bytes, question: str, texts: Sequence[str]) -> Reading:
         if not texts:
             return Reading(reason="nothing_found")
-        if self._model is None:
+        if self._readers is None or self._model is None:
             return Reading(reason="no_model")
         try:
             async with asyncio.timeout(self._seconds):
-                return await self._reading(self._model, question, texts)
+                return await self._by_reader(self._readers, self._model, tenant, question, texts)
         except (ModelError, TimeoutError) as error:
             log.warning("answering without the model", reason=str(error) or f"no answer in {self._seconds:g} s")
             return Reading(reason="model_failed")
 
-    async def _reading(self, model: ModelAt, question: str, texts: Sequence[str]) -> Reading:
+    async def _by_reader(
+        self, readers: Readers, bare: ModelAt, tenant: bytes, question: str, texts: Sequence[str]
+    ) -> Reading:
+        """What the tenant's reader says; where its adapter does not answer, what the bare model says.
+
+        Raises:
+            ModelError: neither answered.
+        """
+        reader = await readers.reader(tenant)
+        try:
+            read = await self._reading(reader, question, texts)
+        except ModelError as error:
+            if reader.adapter is None:
+                raise
+            log.warning("reading without the adapter", reason=str(error))
+            return await self._reading(Reader(bare), question, texts)
+        await readers.heard(tenant, reader, bool(read.answer))
+        return read
+
+    async def _reading(self, reader: Reader, question: str, texts: Sequence[str]) -> Reading:
         """The first answer that holds: of all passages together, or of one after the other.
 
         Raises:
             ModelError: the model did not answer.
         """
         for begin, end in [(0, len(texts))] if self._together else [(n, n + 1) for n in range(len(texts))]:
-            messages, shown = await self._prompt(model, question, texts[begin:end])
-            said = await model.complete(messages, ANSWER_TOKENS, stop=("\n",))
+            messages, shown = await self._prompt(reader, question, texts[begin:end])
+            said = await reader.model.complete(messages, ANSWER_TOKENS, stop=("\n",))
             read = judged(answer_in(said), question, texts[begin : begin + shown])
             if read.answer:
                 return read._replace(rests_on=tuple(begin + place for place in read.rests_on))
         return Reading(reason="not_supported")
 
-    async def _prompt(self, model: ModelAt, question: str, texts: Sequence[str]) -> tuple[list[dict[str, str]], int]:
+    async def _prompt(self, reader: Reader, question: str, texts: Sequence[str]) -> tuple[list[dict[str, str]], int]:
         """What the model is asked, and how many of the passages it is shown: what fits its window.
+
+        One with an adapter has learnt how to read, and gets no examples.
 
         Raises:
             ModelError: not one of them does.
         """
+        model = reader.model
         window = self._window or await model.window() or UNKNOWN_WINDOW
         for shown in range(len(texts), 0, -1):
-            for examples in (True, False):
+            for examples in (True, False) if reader.adapter is None else (False,):
                 messages = reading(question, texts[:shown], examples)
                 tokens = sum(tokens_at_most(m["content"], self._count) + MESSAGE_TOKENS for m in messages)
                 if tokens + ANSWER_TOKENS <= window:

@@ -12,6 +12,7 @@ import sys
 import uuid
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ import msgspec
 import structlog
 
 from memory import check, house
+from memory.ask import model_of
 from memory.digest.fit import CountTokens
 from memory.engine import Engine, patiently
 from memory.environment import PROVIDERS, Surroundings, postgres_url, surroundings, variables
@@ -32,8 +34,10 @@ from memory.loop import LoopThread
 from memory.models import ModelTable
 from memory.nouns import Clock, CompressionStrategy, MemoryApproach, Principal, TaskStatus, utc_now
 from memory.settings import Settings
+from memory.slm.admit import Admitted
+from memory.slm.own import OwnModel
 from memory.snapshot import About, state_json
-from memory.summarize import upstream
+from memory.summarize import local, upstream
 from memory.table import ConfigFile, in_effect, model_config, read_config
 from memory.tokens import Counter
 
@@ -83,6 +87,10 @@ class LLMMemoryManager:
 
         Args:
             config_path: a JSON file with models and settings; `memory.table` reads it.
+            memory_approach: with `slm`, as with `use_slm`, a local model reads what answers a question: the one that
+                `infold serve` runs on the same data directory, else one of our own, started when it is first needed.
+            slm_model_name: a name that `infold slm models` lists, a folder or a .gguf file; left out: whichever model a
+                server runs, else SmolLM2.
             session_id: 1 to 128 of A-Z, a-z, 0-9 and . _ : -; a new one where none is given.
             tenant_key: whose memory it is; else `openai_api_key`, else the local tenant's.
             data_dir: of the embedded database.
@@ -90,7 +98,8 @@ class LLMMemoryManager:
 
         Raises:
             ValueError: an argument is wrong; the message names it and what it may be.
-            LLMMemoryError: the database does not start or cannot be reached.
+            LLMMemoryError: the database does not start or cannot be reached, or the local model's weights or what runs
+                it are missing; the message says what brings them.
         """
         be_quiet()
         values = variables()
@@ -111,28 +120,49 @@ class LLMMemoryManager:
         if clock().tzinfo is None:
             raise ValueError("clock must give aware datetimes")
 
+        home = Path(data_dir) if data_dir else around.data_dir
+        self._own = self._own_model(self.slm_model_name, home)
         key = tenant_key or openai_api_key or LOCAL_KEY
         self._counter = Counter()
         self._pid = os.getpid()
-        self._summarize = self._summarizer(around, ours, openai_api_key, anthropic_api_key)
+        self._summarize = self._summarizer(around, home, openai_api_key, anthropic_api_key)
         given = (db_host, db_port, db_name, db_user, db_password)
         dsn = postgres_url(values, *given) if any(value is not None for value in given) else around.dsn
-        tenant = self._enter(dsn, Path(data_dir) if data_dir else around.data_dir, key, around.pepper, clock)
+        tenant = self._enter(dsn, home, key, around.pepper, clock)
         self._place = place(tenant, self.session_id)
         self._principal = Principal(tenant, "local" if is_nobodys(key) else f"key:{fingerprint(key)}")
         OPEN.add(self)
 
+    def _own_model(self, name: str | None, data_dir: Path) -> OwnModel | None:
+        """The local model, where it is wanted and nobody says at which URL it runs already."""
+        slm = self._file.settings.slm
+        wanted = self.use_slm or self.memory_approach is MemoryApproach.SLM
+        if not wanted or slm.url is not None:
+            return None
+        return OwnModel(replace(slm, model=name or slm.model), data_dir, whichever=name is None)
+
+    @property
+    def _settings(self) -> Settings:
+        settings = self._file.settings
+        return settings if self._own is None else replace(settings, slm=self._own.slm)
+
     def _summarizer(
-        self, around: Surroundings, ours: Settings, openai_key: str | None, anthropic_key: str | None
+        self, around: Surroundings, data_dir: Path, openai_key: str | None, anthropic_key: str | None
     ) -> Summarize | None:
-        """The provider's small model, where it is wanted and there is a key for it."""
+        """A small model, where one is wanted: the provider's with a key for it, else the local one."""
+        summaries = self._settings.summaries
         url = around.upstream or PROVIDERS["openai"]
         if url == PROVIDERS["anthropic"]:
             key = anthropic_key or around.anthropic_api_key
         else:
             key = openai_key or around.openai_api_key
-        wanted = ours.summaries.by == "upstream" or around.summarizer == "upstream"
-        return upstream(url, key, self._counting, ours.summaries.model) if key and wanted else None
+        if key and "upstream" in (summaries.by, around.summarizer):
+            return upstream(url, key, self._counting, summaries.model)
+        model = self._own or model_of(self._settings.slm)
+        wanted = self._own is not None or "local" in (summaries.by, around.summarizer)
+        if model is None or not wanted:
+            return None
+        return local(model, Admitted(self._settings.slm, data_dir / "models"), self._counting)
 
     def _enter(self, dsn: str | None, data_dir: Path, key: str, pepper: bytes | None, clock: Clock) -> bytes:
         """Reach the database, or run one in `data_dir`; gives the tenant whose memory it is."""
@@ -144,13 +174,16 @@ class LLMMemoryManager:
                 dsn = self._house.serve()
             self._loop.start()
             self._engine = self._loop.call(self._open(dsn, clock))
-            return self._loop.call(self._engine.open(key, pepper))
+            tenant = self._loop.call(self._engine.open(key, pepper))
+            if self.use_lora_finetuning:
+                self._loop.call(self._engine.whole.learning.allow(tenant))
+            return tenant
         except BaseException:
             self._leave()
             raise
 
     async def _open(self, dsn: str, clock: Clock) -> Engine:
-        return Engine(dsn, self._counter, self._models, self._file.settings, clock, self._summarize)
+        return Engine(dsn, self._counter, self._models, self._settings, clock, self._summarize, self._own)
 
     def _counting(self, model: str) -> CountTokens:
         return partial(self._counter.text, encoding=self._models.find(model).encoding)
@@ -167,13 +200,15 @@ class LLMMemoryManager:
         self.close()
 
     def close(self) -> None:
-        """Let go of the database; where we run it and nobody else uses it, it ends. Again does nothing."""
+        """Let go of the database and of the local model; what we run and nobody else uses ends. Again does nothing."""
         if self in OPEN and self._pid == os.getpid():
             OPEN.discard(self)
             self._loop.call(self._engine.close())
             self._leave()
 
     def _leave(self) -> None:
+        if self._own is not None:
+            self._own.close()  # first: a thread of the loop may be waiting for it to start
         self._loop.stop()
         entered, self._house = self._house, None
         if entered is not None:

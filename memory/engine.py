@@ -19,6 +19,7 @@ from memory.items import Summarize
 from memory.models import ModelTable
 from memory.nouns import Clock
 from memory.settings import Settings
+from memory.slm.client import ModelAt
 from memory.store.items import want_vectors
 from memory.store.migrate import migrate
 from memory.store.passages import not_embedded
@@ -65,7 +66,7 @@ class Engine:
 
     def __init__(
         self, dsn: str, counter: Counter, models: ModelTable, settings: Settings, clock: Clock,
-        summarize: Summarize | None = None,
+        summarize: Summarize | None = None, reader: ModelAt | None = None,
     ) -> None:  # fmt: skip
         self._dsn = dsn
         self._pool = Pool(dsn, POOL_SIZE)
@@ -75,7 +76,7 @@ class Engine:
         self.embedder = OnnxEmbedder()  # of questions: they do not wait behind what is stored
         self._bulk = OnnxEmbedder(threads=BULK_THREADS)
         self._clock = clock
-        whole = memory(self._pool, dsn, counter, models, settings, clock, self.embedder, summarize)
+        whole = memory(self._pool, dsn, counter, models, settings, clock, self.embedder, summarize, reader=reader)
         self.whole, self._signals = whole, whole.signals
         self.items, self.board, self.humans, self.quarantine = whole.items, whole.board, whole.humans, whole.quarantine
 

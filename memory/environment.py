@@ -32,6 +32,14 @@ PROVIDERS = {
     "ollama": "http://127.0.0.1:11434/v1",
 }
 
+# What a process that runs foreign code may see of ours. litellm takes keys from the environment by itself, so it sees
+# none.
+HARMLESS = re.compile(
+    r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|PYTHON\w*|VIRTUAL_ENV|LD_LIBRARY_PATH"
+    r"|(?:HTTPS?|NO|ALL)_PROXY|(?:https?|no|all)_proxy"
+)
+DEVICES = re.compile(r"(?:CUDA|NVIDIA|HIP|HSA|ROCR)_\w+")  # which GPUs a process may use
+
 LINE = re.compile(
     r"""\s*(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=\s*
     (?: "(?P<double>(?:[^"\\]|\\.)*)" | '(?P<single>[^']*)' | (?P<plain>[^#"'\s](?:[^\n]*?)??)?? )
@@ -52,7 +60,7 @@ class Surroundings:
     openai_api_key: str | None = field(repr=False)
     anthropic_api_key: str | None = field(repr=False)
     upstream: str | None  # base URL
-    summarizer: str  # "digest" or "upstream"
+    summarizer: str  # "digest", "upstream" or "local"
     redis_url: str | None = field(repr=False)
     model: str | None
     approach: str | None
@@ -65,6 +73,12 @@ def variables(file: Path | None = ENV_FILE) -> dict[str, str]:
     """All variables, of the environment and of a file below it; without those that are empty."""
     merged = {**(env_file(file) if file else {}), **{name: value for name, value in os.environ.items() if value}}
     return {name: value for name, value in merged.items() if value}
+
+
+def for_engines(values: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for a process that runs a model; of `values`, else of ours."""
+    given = os.environ if values is None else values
+    return {name: value for name, value in given.items() if HARMLESS.fullmatch(name) or DEVICES.fullmatch(name)}
 
 
 def env_file(path: Path) -> dict[str, str]:
@@ -184,6 +198,7 @@ def as_settings(values: Mapping[str, str]) -> dict[str, str]:
         "INFOLD_PRIMARY_MODEL": values.get("PRIMARY_LLM_MODEL"),
         "INFOLD_MEMORY_APPROACH": values.get("MEMORY_APPROACH"),
         "INFOLD_USE_SLM": values.get("USE_SLM"),
+        "INFOLD_SLM__MODEL": values.get("SLM_MODEL_NAME"),
         "INFOLD_USE_LORA_FINETUNING": values.get("USE_LORA_FINETUNING"),
         "INFOLD_DATABASE_URL": database_url(values),
         "OPENAI_API_KEY": values.get("OPENAI_API_KEY"),

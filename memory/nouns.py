@@ -323,3 +323,54 @@ class TurnEntry(msgspec.Struct, frozen=True):
     model: str
     status: str
     created_at: datetime
+
+
+class Training(msgspec.Struct, frozen=True):
+    """A training of an adapter; the adapter has the same id."""
+
+    id: str
+    state: str  # "queued", "running", "done", "refused", "failed", "stopped"
+    why: str  # "manual", "conversations", "hours", "importance"
+    force: bool
+    samples: int  # messages that it learns from
+    tries: int  # how often a trainer was started for it
+    recipe: dict[str, Any]
+    seed: int
+    metrics: dict[str, Any]
+    error: str | None
+    queued_at: datetime
+    begun_at: datetime | None
+    ended_at: datetime | None
+
+
+class AdapterTold(msgspec.Struct, frozen=True):
+    """What a training made of the local model."""
+
+    id: str
+    number: int | None  # of its folder
+    state: str  # "training", "trained", "evaluated", "canary", "active", "retired", "refused", "stale"
+    base: str  # hash of the base model
+    quantization: str
+    served: bool  # an engine has loaded it
+    asked: int  # questions that it answered
+    accepted: int  # of these, such as held
+    error: str | None
+    reasons: list[str]  # of the gate's refusal
+    table: list[dict[str, Any]]  # of the gate: rule, against, before, after, bound, held
+    created_at: datetime
+    updated_at: datetime
+
+
+class LearningState(msgspec.Struct, frozen=True):
+    """What of a tenant's conversations may be learnt from, and what was."""
+
+    enabled: bool  # by the tenant
+    allowed: bool  # by the operator
+    trigger: str
+    since: datetime | None  # what was said before is not learnt from
+    samples: int  # messages that may be learnt from
+    excluded: dict[str, int]  # messages that may not, by the reason
+    new_samples: int  # since the last training
+    new_conversations: int
+    trainings: list[Training]  # newest first
+    adapters: list[AdapterTold]  # newest first

@@ -1,8 +1,9 @@
 """What an operator may turn, with units, ranges and defaults; `proxy.yaml` explains each."""
 
 import re
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 EMBEDDERS = "builtin, none, or <url>#<model> such as http://tei:8080/v1#all-MiniLM-L6-v2"
 
@@ -48,7 +49,7 @@ class Hygiene:
 
 @dataclass(frozen=True, slots=True)
 class Summaries:
-    by: Literal["digest", "upstream"] = "digest"
+    by: Literal["digest", "upstream", "local"] = "digest"
     model: str = ""  # "": the provider's small one
 
 
@@ -59,15 +60,36 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Learning:
+    """Whether, when and how the local small model learns from conversations."""
+
+    enabled: bool = False  # the operator's word; each tenant has its own beside it
+    trigger: Literal["manual", "fixed", "adaptive"] = "manual"
+    conversations: int = 25  # with something new, after which `fixed` trains
+    hours: float = 24  # since the last training, after which `fixed` trains all the same
+    importance: int = 500  # facts in what is new, from which on `adaptive` trains
+    least_samples: int = 50  # messages that may be learnt from, below which nothing is trained
+    most_seconds: float = 3600  # of a training's steps, 0: no limit
+    most_memory_mb: int = 0  # of the process that trains, 0: no limit
+    canary_share: float = 0.1  # of questions that a new adapter answers while it is on trial, 0-1
+    canary_answers: int = 20  # of those, after which it is used for all
+    recipe: Mapping[str, Any] = field(default_factory=dict)  # of `slm.recipe`; what is not named has its default
+    trainable: frozenset[str] = frozenset()  # upstreams whose outputs may train other models
+
+
+@dataclass(frozen=True, slots=True)
 class Slm:
     """The local small model, and who runs it."""
 
     backend: Literal["none", "openai", "llamacpp", "transformers"] = "none"
     model: str = "HuggingFaceTB/SmolLM2-135M-Instruct"  # a name of the registry, a folder, or a .gguf file
     url: str | None = None  # of `openai`: an engine that runs elsewhere
+    name: str | None = None  # as the engine calls it; None: by `model`
+    key: str | None = field(default=None, repr=False)  # that it wants, and by which ours lends adapters
     window: int | None = None  # tokens; None: the model's own
     threads: int = 1  # that it computes with, 1-64
     quantization: Literal["none", "8bit", "4bit"] = "none"  # of `transformers`; a .gguf file has its own
+    learning: Learning = Learning()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
-"""A provider's small model as summariser. It gives None rather than a text that is wrong; then the digest serves."""
+"""A small model as summariser: a provider's, or the local one where it has been admitted. It gives None rather than a
+text that is wrong; then the digest serves."""
 
 import secrets
 from collections.abc import Callable
@@ -8,7 +9,10 @@ import httpx
 import structlog
 
 from memory.digest.fit import CountTokens
+from memory.errors import LLMMemoryError
 from memory.items import Summarize
+from memory.slm.admit import NOT_EXAMINED, Admitted, shorter, untrue
+from memory.slm.client import ModelAt
 
 log = structlog.get_logger()
 
@@ -54,6 +58,28 @@ def upstream(
             return None
         fits = len(told) < len(text) and count(told) <= SLACK * budget_tokens
         return told.strip() if fits else None
+
+    return summarize
+
+
+def local(model: ModelAt, admitted: Admitted, counter: Callable[[str], CountTokens]) -> Summarize:
+    """Asks the local model, if it passed its examination; each summary is held against its text all the same."""
+    said: set[str] = set()
+
+    async def summarize(text: str, budget_tokens: int, asked: str) -> str | None:
+        try:
+            verdict = await admitted.verdict()
+            if verdict is None or not verdict.is_admitted:
+                reason = str(verdict or NOT_EXAMINED)
+                if reason not in said:  # once, and not for each text
+                    said.add(reason)
+                    log.warning("the digest summarises", model=model.model, reason=reason)
+                return None
+            told = await shorter(model, text, budget_tokens, counter(asked))
+        except (LLMMemoryError, OSError) as error:
+            log.warning("the local model did not summarise", model=model.model, reason=type(error).__name__)
+            return None
+        return told if told and len(told) < len(text) and not untrue(told, text) else None
 
     return summarize
 

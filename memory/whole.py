@@ -12,14 +12,18 @@ from memory.events import Events
 from memory.gather import Gather
 from memory.humans import Humans
 from memory.items import Items, Summarize
+from memory.learning import Learning
 from memory.lookout import Lookout
 from memory.meter import UNCOUNTED, Meter
 from memory.models import ModelTable
 from memory.nouns import Clock, utc_now
 from memory.portable import Portable
 from memory.quarantine import Quarantine
+from memory.readers import Adapted, Readers
 from memory.sessions import Sessions
-from memory.settings import Settings
+from memory.settings import Settings, Slm
+from memory.slm.adapting import adapting, base_name
+from memory.slm.client import ModelAt
 from memory.state import Shares
 from memory.store.pool import Pool
 from memory.store.signals import Signals
@@ -43,6 +47,7 @@ class Memory:
     signals: Signals
     events: Events
     ask: Ask
+    learning: Learning
     clock: Clock
 
 
@@ -56,8 +61,12 @@ def memory(
     embedder: Embedder | None = None,
     summarize: Summarize | None = None,
     meter: Meter = UNCOUNTED,
+    reader: ModelAt | None = None,
 ) -> Memory:
     """Over a pool of its own: a timeout shuts the gate of a pool for all who use it.
+
+    Args:
+        reader: reads what answers a question; None: the one that `settings.slm` names.
 
     Raises:
         ValueError: a clock without a time zone.
@@ -78,6 +87,7 @@ def memory(
     count = partial(counter.text, encoding=ENCODING)
     gather = Gather(pool, items, embedder, count, settings.recall.floor)
     signals.listen(items.heard)
+    model = reader or model_of(settings.slm)
     return Memory(
         pool=pool,
         items=items,
@@ -90,6 +100,27 @@ def memory(
         sessions=Sessions(pool, clock),
         signals=signals,
         events=Events(pool, signals),
-        ask=Ask(gather, count, model_of(settings.slm), settings.slm.window, reads_together(settings.slm.model), meter),
+        ask=Ask(
+            gather,
+            count,
+            model,
+            settings.slm.window,
+            reads_together(base_name(settings.slm)),
+            meter,
+            readers=readers(pool, settings.slm, model),
+        ),
+        learning=Learning(pool, settings.slm, clock),
         clock=clock,
     )
+
+
+def readers(pool: Pool, slm: Slm, model: ModelAt | None) -> Readers | None:
+    """Where learning is on, each tenant's own; without a lookup else."""
+    if model is None or slm.url is None or not slm.learning.enabled:
+        return None
+    url, names = slm.url, adapting(slm)
+
+    def named(adapter: str) -> ModelAt:
+        return ModelAt(url, names.model_name(adapter), slm.key)
+
+    return Adapted(pool, model, base_name(slm), named, slm.learning.canary_share)

@@ -18,6 +18,7 @@ import pytest
 from memory import CompressionStrategy, LLMMemoryManager, MemoryApproach, TaskStatus
 from memory.environment import NAMES
 from memory.errors import Conflict, InvalidRequest, LLMMemoryError, NotFound
+from memory.settings import Settings, Slm
 from tests.clock import NOON, Hands
 from tests.conftest import NewDatabase
 from tests.owners import ENVIRONMENT
@@ -71,6 +72,7 @@ def manager(make: Make) -> LLMMemoryManager:
 
 # The interface
 
+ELSEWHERE = Settings(slm=Slm(backend="openai", url="http://127.0.0.1:1/v1"))  # a local model that nothing starts
 SIGNATURES = """
     count_tokens(text)
     get_embedding(text)
@@ -128,6 +130,7 @@ def test_each_method_takes_what_programs_give_it_in_this_order(line):
         ({"session_id": "a b"}, ["session_id", "128"]),
         ({"config_path": "/none.json"}, ["config_path", "/none.json"]),
         ({"use_slm": "yes"}, ["use_slm", "true or false"]),
+        ({"use_slm": True, "slm_model_name": "smolm2"}, ["'smolm2'", "did you mean smollm2", "gemma-3-4b-it", "phi-2"]),
         ({"db_port": 70_000}, ["db_port", "65535"]),
         ({"clock": lambda: NOON.replace(tzinfo=None)}, ["clock", "aware"]),
     ],
@@ -142,7 +145,7 @@ def test_a_wrong_argument_is_a_value_error_and_nothing_is_started(given, words, 
 
 def test_it_has_these_attributes(make):
     given = {"model_name": "gpt-4", "use_slm": True, "slm_model_name": "phi-2", "memory_approach": "slm"}
-    made = make(**given, openai_api_key="sk-attributes", session_id="mine")
+    made = make(**given, settings=ELSEWHERE, openai_api_key="sk-attributes", session_id="mine")
     assert (made.session_id, made.model_name, made.slm_model_name) == ("mine", "gpt-4", "phi-2")
     assert made.memory_approach is MemoryApproach.SLM
     assert (made.use_slm, made.use_lora_finetuning) == (True, False)
@@ -153,9 +156,9 @@ def test_it_has_these_attributes(make):
 
 def test_the_environment_names_the_model_where_no_argument_does(make, tmp_path, monkeypatch):
     (tmp_path / ".env").write_text("PRIMARY_LLM_MODEL=gpt-4\nUSE_SLM=true\nMEMORY_APPROACH=slm\n")
-    made = make()
+    made = make(settings=ELSEWHERE)
     assert (made.model_name, made.use_slm, made.memory_approach) == ("gpt-4", True, MemoryApproach.SLM)
-    chosen = make(model_name="gpt-4o", memory_approach="external_llm")
+    chosen = make(model_name="gpt-4o", memory_approach="external_llm", settings=ELSEWHERE)
     assert (chosen.model_name, chosen.memory_approach) == ("gpt-4o", MemoryApproach.EXTERNAL_LLM)
 
 
@@ -463,3 +466,17 @@ def test_the_clock_gives_the_times(make):
     hands.forward(hours=1)
     item = made.retrieve_memory_item(made.add_memory_item("now", "note"))
     assert item["created_at"] == NOON + timedelta(hours=1)
+
+
+# Learning
+
+
+def test_a_program_that_fine_tunes_turns_learning_on_unless_its_tenant_has_decided(make):
+    def enabled(manager):
+        return manager._loop.call(manager._engine.whole.learning.state(manager._place.tenant)).enabled
+
+    assert not enabled(make(tenant_key="sk-learner"))
+    manager = make(tenant_key="sk-learner", use_lora_finetuning=True)
+    assert enabled(manager)
+    manager._loop.call(manager._engine.whole.learning.switch(manager._place.tenant, False))
+    assert not enabled(make(tenant_key="sk-learner", use_lora_finetuning=True))
