@@ -18,19 +18,22 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from memory.ask import model_of
 from memory.bring import Bring
 from memory.digest.fit import CountTokens
 from memory.embed import Embedder, embedder
-from memory.errors import SpoolError, StoreError
+from memory.errors import LLMMemoryError, SpoolError, StoreError
 from memory.items import Summarize
 from memory.manager import MemoryManager
 from memory.models import ModelTable
 from memory.nouns import Clock, utc_now
 from memory.recorder import Recorder
+from memory.slm.admit import Admitted
 from memory.spool import DISK_SECONDS, Spool
 from memory.store.migrate import migrate
 from memory.store.pool import AWAY, WAIT_SECONDS, Pool
 from memory.store.secrets import load_pepper
+from memory.summarize import local as summarized_locally
 from memory.summarize import upstream as summarized_by
 from memory.table import known_models
 from memory.tokens import Counter
@@ -143,7 +146,8 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
         counter.reply(override.encoding or "")  # reads vocabularies of models' own, of which large ones take a second
     programs = Pool(dsn, 4, waits.database_seconds)  # of their own: a timeout shuts a pool's gate for all who use it
     stack.push_async_callback(programs.close)
-    shorter = summarizer_for(config, models, counter, metrics)
+    admitted = Admitted(config.settings.slm, config.models_home) if config.summarizer == "local" else None
+    shorter = summarizer_for(config, models, counter, metrics, admitted)
     whole = memory(programs, dsn, counter, models, config.settings, clock, embedding, shorter, metrics)
     manager = MemoryManager(
         config.settings, pool, recorder, models, counter, embedding, Bring(whole.items, waits.database_seconds),
@@ -152,7 +156,9 @@ async def build(config: Config, dsn: str, stack: AsyncExitStack, clock: Clock = 
     stack.callback(whole.signals.listen(manager.heard))
     stack.callback(asyncio.create_task(whole.signals.run()).cancel)
     stack.enter_context(told_to_stop(whole.signals.end))
-    parts = Parts(config, manager, upstreams, Windows(models, client), metrics, pool, recorder)
+    parts = Parts(config, manager, upstreams, Windows(models, client), metrics, pool, recorder, admitted=admitted)
+    if admitted is not None:
+        parts.later(looked_at(admitted))
     if config.pepper is not None:
         parts.pepper = config.pepper.get_secret_value().encode()
     reached = asyncio.Event()
@@ -199,13 +205,19 @@ def embedder_for(config: Config) -> Embedder | None:
     return embedder(config.embedder, socket_path=socket_path, timeout_seconds=QUERY_EMBEDDING_SECONDS)
 
 
-def summarizer_for(config: Config, models: ModelTable, counter: Counter, metrics: Metrics) -> Summarize | None:
-    """The provider's small model, where it is set and there is a key of the operator's."""
-    if config.summarizer != "upstream" or config.openai_api_key is None:
-        return None
+def summarizer_for(
+    config: Config, models: ModelTable, counter: Counter, metrics: Metrics, admitted: Admitted | None = None
+) -> Summarize | None:
+    """A small model, where one is set: the local one, or the provider's with a key of the operator's."""
 
     def counting(model: str) -> CountTokens:
         return partial(counter.text, encoding=models.find(model).encoding)
+
+    if admitted is not None:
+        model = model_of(config.settings.slm)
+        return summarized_locally(model, admitted, counting) if model is not None else None
+    if config.summarizer != "upstream" or config.openai_api_key is None:
+        return None
 
     def paid(model: str, input_tokens: int, output_tokens: int) -> None:
         prices = models.find(model, config.upstream).prices
@@ -213,6 +225,16 @@ def summarizer_for(config: Config, models: ModelTable, counter: Counter, metrics
         metrics.own_cost.labels(metrics.model(model)).inc(cost)
 
     return summarized_by(config.upstream, config.openai_api_key.get_secret_value(), counting, paid=paid)
+
+
+async def looked_at(admitted: Admitted) -> None:
+    """Say at the start who will summarise."""
+    try:
+        await admitted.verdict()
+        log.info("summaries of the local model", told=admitted.told)
+    except (LLMMemoryError, OSError) as error:
+        admitted.told = f"not admitted: {error}"
+        log.warning("summaries of the local model", told=admitted.told)
 
 
 async def keep_database(parts: Parts, dsn: str, reached: asyncio.Event, programs: Pool, whole: Memory) -> None:

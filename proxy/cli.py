@@ -76,11 +76,10 @@ def serve(
     settings = read(config, host=host, port=port, upstream=upstream, data_dir=data_dir)
     from memory.slm.engine import READS
     from proxy import logs
-    from proxy.config import LOCAL
     from proxy.household import Household
-    from proxy.local import backend_of
+    from proxy.local import backend_of, is_needed
 
-    if settings.upstream == LOCAL and (backend := backend_of(settings)) is not None:
+    if is_needed(settings) and (backend := backend_of(settings)) is not None:
         with_weights(settings.slm.model, settings.models_home, READS[backend], yes)
     logs.configure(settings.log_level)
     try:
@@ -230,8 +229,7 @@ def demo(
     raise typer.Exit(0 if all_answered else 1)
 
 
-table.add_to(cli)
-cli.add_typer(slm, name="slm")
+table.add_to(cli, {"slm": slm})
 
 if __name__ == "__main__":
     main()

@@ -17,13 +17,11 @@ import yaml
 from pydantic import (
     AliasChoices,
     BaseModel,
-    ConfigDict,
     Field,
     PrivateAttr,
     SecretStr,
     ValidationError,
     field_validator,
-    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -33,21 +31,34 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
-from memory.environment import ENV_FILE, as_settings, variables
+from memory.environment import ENV_FILE, HARMLESS, as_settings, for_engines, variables
 from memory.errors import InvalidRequest
 from memory.models import ModelOverride
 from memory.nouns import MemoryApproach
-from memory.settings import EMBEDDERS, Compression, Hygiene, Recall, Settings, Slm, Summaries, Work, names_embedder
+from memory.settings import (
+    EMBEDDERS,
+    Compression,
+    Hygiene,
+    Learning,
+    Recall,
+    Settings,
+    Slm,
+    Summaries,
+    Work,
+    names_embedder,
+)
 from memory.tokens import ENCODINGS
 from proxy.destinations import (
     ANTHROPIC_URL,
     OPENAI_URL,
     PROVIDER_KEYS,
+    RESERVED,
     UpstreamSection,
     checked_url,
     problems,
     wanted_variables,
 )
+from proxy.sections import Section, SlmSection
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 LOCAL = "local"  # as `upstream`: the small model that runs here
@@ -57,10 +68,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class ConfigError(ValueError):
     """A setting is wrong; says which, and what it may be."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class CompressionSection(Section):
@@ -96,33 +103,6 @@ class RestSection(Section):
     @classmethod
     def spelled(cls, value: object) -> object:
         return "off" if value is False else value  # YAML reads a bare `off` so
-
-
-class SlmSection(Section):
-    backend: Literal["none", "openai", "llamacpp", "transformers"] = Slm().backend
-    model: str = Slm().model
-    url: str | None = None
-    window: Annotated[int, Field(ge=512)] | None = None
-    threads: Annotated[int, Field(ge=1, le=64)] = Slm().threads
-    quantization: Literal["none", "8bit", "4bit"] = Slm().quantization
-
-    @field_validator("backend", "quantization", mode="before")
-    @classmethod
-    def spelled(cls, value: object) -> object:
-        return "none" if value is None else value  # YAML reads a bare `null` so
-
-    @field_validator("url")
-    @classmethod
-    def is_url(cls, value: str | None) -> str | None:
-        return checked_url(value)
-
-    @model_validator(mode="after")
-    def is_whole(self) -> "SlmSection":
-        if self.backend == "openai" and self.url is None:
-            raise ValueError("slm.url is missing: where the engine of `slm.backend: openai` listens")
-        if self.backend == "none" and self.url is not None:
-            raise ValueError("slm.url names an engine; set `slm.backend: openai`, too")
-        return self
 
 
 class ModelSection(Section):
@@ -170,6 +150,7 @@ class Config(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = 8808
     upstream: str = OPENAI_URL
     anthropic_upstream: str | None = None
+    trainable_outputs: bool = False
     upstreams: Mapping[str, UpstreamSection] = {}
     data_dir: Path = Path(platformdirs.user_data_dir("infold"))
     workers: Annotated[int, Field(ge=1, le=64)] = 1
@@ -185,7 +166,7 @@ class Config(BaseSettings):
     hygiene: HygieneSection = HygieneSection()
     recall_tool: Literal["off", "auto"] = Settings().recall_tool
     quarantine: Literal["off", "suggest", "auto"] = Settings().quarantine
-    summarizer: Literal["digest", "upstream"] = Settings().summaries.by
+    summarizer: Literal["digest", "upstream", "local"] = Settings().summaries.by
     human_expiry_hours: Annotated[float, Field(gt=0)] = Settings().work.human_expiry_hours
     rest: RestSection = RestSection()
     slm: SlmSection = SlmSection()
@@ -196,6 +177,7 @@ class Config(BaseSettings):
 
     embed_socket: Path | None = None  # set by the parent process for its children: where the job worker embeds
     providers_socket: Path | None = None  # likewise: where litellm listens
+    slm_name: str | None = None  # likewise: how the engine that was started calls its model
     supervised: bool = False  # likewise: somebody else runs the database and the job worker
 
     database_url: SecretStr | None = Field(
@@ -203,6 +185,7 @@ class Config(BaseSettings):
     )
     openai_api_key: SecretStr | None = Field(None, validation_alias=AliasChoices("OPENAI_API_KEY", "openai_api_key"))
     pepper: SecretStr | None = None
+    slm_key: SecretStr | None = None
 
     _named: dict[str, SecretStr] = PrivateAttr(default_factory=dict)  # variables that upstreams may need
 
@@ -272,6 +255,11 @@ class Config(BaseSettings):
         return self.data_dir / "models"
 
     @property
+    def adapters_home(self) -> Path:
+        """Where what local models learned lies."""
+        return self.data_dir / "adapters"
+
+    @property
     def messages_upstream(self) -> str:
         """Where Anthropic's paths go that no entry of `upstreams` claims."""
         return self.anthropic_upstream or (ANTHROPIC_URL if self.upstream == OPENAI_URL else self.upstream)
@@ -304,10 +292,25 @@ class Config(BaseSettings):
             hygiene=Hygiene(every_items=self.hygiene.chat_hygiene_interval, **hygiene),
             summaries=Summaries(by=self.summarizer),
             work=Work(human_expiry_hours=self.human_expiry_hours),
-            slm=Slm(**self.slm.model_dump()),
+            slm=self.slm_settings,
             recall_tool=self.recall_tool,
             quarantine=self.quarantine,
         )
+
+    @property
+    def slm_settings(self) -> Slm:
+        told = self.slm.learning
+        recipe = told.recipe.model_dump(exclude_defaults=True)
+        trainable = frozenset(self.trainable_upstreams)
+        learning = Learning(**told.model_dump(exclude={"recipe"}), recipe=recipe, trainable=trainable)
+        key = self.slm_key.get_secret_value() if self.slm_key else None
+        return Slm(**self.slm.model_dump(exclude={"learning"}), name=self.slm_name, key=key, learning=learning)
+
+    @property
+    def trainable_upstreams(self) -> list[str]:
+        """Upstreams, by the names that turns give them, whose outputs may train other models."""
+        named = [name for name, section in self.upstreams.items() if section.trainable_outputs]
+        return [*named, RESERVED] if self.trainable_outputs else named
 
     @property
     def overrides(self) -> dict[str, ModelOverride]:
@@ -323,7 +326,9 @@ def child_environment(
         f"INFOLD_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
         for name, value in settings.items()
     }
-    secrets = {"INFOLD_PEPPER": config.pepper, "OPENAI_API_KEY": config.openai_api_key}
+    secrets = {
+        "INFOLD_PEPPER": config.pepper, "INFOLD_SLM_KEY": config.slm_key, "OPENAI_API_KEY": config.openai_api_key,
+    }  # fmt: skip
     shown = {name: secret.get_secret_value() for name, secret in secrets.items() if secret is not None}
     url = dsn or (config.database_url.get_secret_value() if config.database_url else "")
     sockets = {"INFOLD_PROVIDERS_SOCKET": str(providers_socket)} if providers_socket is not None else {}
@@ -339,20 +344,9 @@ def child_environment(
     }
 
 
-# What a process that runs litellm may see of ours. litellm takes keys from the environment by itself, so it sees none.
-HARMLESS = re.compile(
-    r"PATH|HOME|LANG|LC_\w+|TZ|TMPDIR|SSL_CERT_\w+|REQUESTS_CA_BUNDLE|PYTHON\w*|VIRTUAL_ENV|LD_LIBRARY_PATH"
-    r"|(?:HTTPS?|NO|ALL)_PROXY|(?:https?|no|all)_proxy"
-)
-
-
-# And what says which GPUs a process may use.
-DEVICES = re.compile(r"(?:CUDA|NVIDIA|HIP|HSA|ROCR)_\w+")
-
-
 def engine_environment() -> dict[str, str]:
     """The environment for a process that runs a model."""
-    return {name: value for name, value in os.environ.items() if HARMLESS.fullmatch(name) or DEVICES.fullmatch(name)}
+    return for_engines(os.environ)
 
 
 def bare_environment() -> dict[str, str]:
@@ -370,7 +364,7 @@ def silence_libraries() -> None:
     os.environ.update(NO_TELEMETRY)
 
 
-SECRETS = frozenset({"database_url", "openai_api_key", "pepper"})
+SECRETS = frozenset({"database_url", "openai_api_key", "pepper", "slm_key"})
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "compression": CompressionSection,
     "recall": RecallSection,
@@ -472,4 +466,12 @@ def known_names(path: Sequence[str]) -> list[str]:
         return list(Config.model_fields)
     named: Mapping[str, type[BaseModel]] = {"models": ModelSection, "upstreams": UpstreamSection}
     section = SECTIONS.get(path[0]) or named.get(path[0])
+    for part in path[1:] if path[0] in SECTIONS else ():
+        section = section_in(section, part)
     return list(section.model_fields) if section else []
+
+
+def section_in(section: type[BaseModel] | None, name: str) -> type[BaseModel] | None:
+    field = section.model_fields.get(name) if section else None
+    kind = field.annotation if field is not None else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None

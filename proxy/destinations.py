@@ -69,6 +69,10 @@ class UpstreamSection(BaseModel):
         description="`upstream/model` or `provider/model`, asked once when this one cannot be reached or answers 429 "
         "or 5xx; never with the client's key",
     )
+    trainable_outputs: bool = Field(
+        False,
+        description="whether its answers may train other models, by its terms; else no model of ours learns from them",
+    )
     options: Mapping[str, Any] = Field({}, description="settings for litellm, such as `aws_region_name`")
     options_env: Mapping[str, str] = Field(
         {}, description="such settings that are secret, and the variables they are in; the client's key stays here"

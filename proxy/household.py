@@ -26,7 +26,7 @@ from memory.errors import StoreError
 from memory.postgres import EmbeddedPostgres, attach, start
 from memory.slm.engine import Engine
 from proxy.config import Config, bare_environment, child_environment
-from proxy.local import Tended, settled, spawned
+from proxy.local import Tended, findable, settled, spawned
 
 log = structlog.get_logger()
 
@@ -204,6 +204,7 @@ class Household:
             engine = self._engine(stack)
             server = self._database(stack)
             self._config = settled(self._config, engine, lambda: self._stopping)
+            stack.enter_context(findable(self._config, engine))
             dsn = server.address.dsn if server else None
             sockets = stack.enter_context(private_folder())
             waiting = stack.enter_context(on_demand(sockets / PROVIDERS_SOCKET))

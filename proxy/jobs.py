@@ -13,22 +13,28 @@ import structlog
 from memory.embed import Embedder, embedder, serve_embeddings
 from memory.errors import StoreError
 from memory.identify import text_id
+from memory.learning import Learning
 from memory.models import ModelTable
 from memory.nouns import Clock, utc_now
 from memory.queue import RETRY_SECONDS, TELL_SECONDS, Handler, Scheduled, run_queue
+from memory.slm.adapting import Adapting, adapting
+from memory.slm.bases import Bases
 from memory.store.migrate import migrate
 from memory.store.pool import AWAY, Pool
+from memory.tending import Tending
 from memory.tokens import Counter
+from memory.trainer import Children, Trainer
 from memory.whole import Memory, memory
 from memory.worker import embed_line, expire, hygiene, item_handlers, job_done, parse_payload
 from proxy import logs
-from proxy.config import Config, ConfigError
+from proxy.config import Config, ConfigError, engine_environment
 from proxy.household import database
 from proxy.wire.content import message_of
 
 log = structlog.get_logger()
 
 EVERY_MINUTE = "* * * * *"
+TRAIN_SECONDS = 20.0  # between two looks whether a training waits
 AT_ONCE = 1  # job: the embedder has one thread
 
 
@@ -73,8 +79,14 @@ async def until(stop: asyncio.Event, working: Sequence[Coroutine[Any, Any, None]
         task.result()
 
 
-async def work(config: Config, dsn: str, model: Embedder | None, clock: Clock = utc_now) -> None:
-    """Take jobs, once the database has been reached."""
+async def work(
+    config: Config, dsn: str, model: Embedder | None, clock: Clock = utc_now, engine: Adapting | None = None
+) -> None:
+    """Take jobs, once the database has been reached.
+
+    Args:
+        engine: that adapters are loaded into; None: that of the settings.
+    """
     pool = Pool(dsn, size=3)
     await reach(dsn, pool)
     try:
@@ -82,7 +94,15 @@ async def work(config: Config, dsn: str, model: Embedder | None, clock: Clock = 
         handlers = item_handlers(pool, whole.items, model, clock)
         if model is not None:
             handlers.append(Handler("embed", line_embedder(pool, model, clock), AT_ONCE))
-        await run_queue(dsn, handlers, schedules(config, pool, whole, model))
+        bases = Bases(config.slm_settings, config.models_home, engine_environment())
+        engine = engine or adapting(config.slm_settings)
+        tending = Tending(pool, config.data_dir, config.slm_settings, clock, bases, engine)
+        scheduled = [*schedules(config, pool, whole, model), learner(whole.learning, tending)]
+        trainer = Trainer(pool, config.data_dir, config.slm_settings, clock, bases, Children(engine_environment()))
+        async with asyncio.TaskGroup() as group:
+            if config.slm.learning.enabled:
+                group.create_task(train_on(trainer))
+            await run_queue(dsn, handlers, scheduled)
     finally:
         await pool.close()
 
@@ -93,6 +113,28 @@ def schedules(config: Config, pool: Pool, whole: Memory, model: Embedder | None)
     if not cron:
         return [expiring]
     return [expiring, Scheduled("hygiene", cron, partial(hygiene, pool, whole.items, model, whole.clock))]
+
+
+def learner(learning: Learning, tending: Tending) -> Scheduled:
+    """What may be learnt from, whether a training is due, and what becomes of adapters."""
+
+    async def learn() -> None:
+        await learning.look()
+        await tending.tend()
+
+    return Scheduled("learn", EVERY_MINUTE, learn)
+
+
+async def train_on(trainer: Trainer, pause_seconds: float = TRAIN_SECONDS) -> None:
+    """Do trainings as they are wanted. Not a job of the queue: that ends its jobs when the database goes for a moment,
+    and a training takes hours."""
+    while True:
+        try:
+            while await trainer.run():
+                pass
+        except StoreError as error:
+            log.info("training waits for the database", reason=str(error))
+        await asyncio.sleep(pause_seconds)
 
 
 async def reach(dsn: str, pool: Pool) -> None:

@@ -5,16 +5,21 @@ it is one upstream among others, under its own name.
 """
 
 import asyncio
+import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 import structlog
+from pydantic import SecretStr
 from yarl import URL
 
 from memory.errors import EngineError, LLMMemoryError
+from memory.nouns import MemoryApproach
+from memory.slm import at_hand
+from memory.slm.at_hand import AtHand
 from memory.slm.counting import counting
 from memory.slm.engine import PATIENCE_SECONDS, READS, Backend, Engine, Ready, Running, ending
 from memory.slm.weights import Weights, locate
@@ -33,7 +38,12 @@ def backend_of(config: Config) -> Backend | None:
     """What is to run a model here; None: nothing, or it runs elsewhere."""
     if config.slm.url is None and config.slm.backend in ("llamacpp", "transformers"):
         return config.slm.backend
-    return "llamacpp" if config.upstream == LOCAL and config.slm.backend == "none" else None
+    return "llamacpp" if is_needed(config) and config.slm.backend == "none" else None
+
+
+def is_needed(config: Config) -> bool:
+    """Whether a server without its local model is not what was asked for."""
+    return config.upstream == LOCAL or config.use_slm or config.memory_approach is MemoryApproach.SLM
 
 
 def running(config: Config, backend: Backend, weights: Weights) -> Running:
@@ -45,14 +55,15 @@ def running(config: Config, backend: Backend, weights: Weights) -> Running:
         threads=slm.threads,
         window=slm.window,
         quantization=slm.quantization,
+        adapters=config.adapters_home,
     )
 
 
 def spawned(config: Config) -> Engine | None:
-    """The engine, begun to start. None: there is to be none, or it cannot be and chats do not need it.
+    """The engine, begun to start. None: there is to be none, or it cannot be and is not needed.
 
     Raises:
-        LLMMemoryError: it cannot be, and all chats are to go there.
+        LLMMemoryError: it cannot be, and is needed.
     """
     backend = backend_of(config)
     if backend is None:
@@ -68,8 +79,8 @@ def spawned(config: Config) -> Engine | None:
 
 
 def without(config: Config, error: LLMMemoryError) -> None:
-    """Go on, where chats do not need the model."""
-    if config.upstream == LOCAL:
+    """Go on, where the model is not needed."""
+    if is_needed(config):
         raise error
     log.error("going on without the local model", reason=str(error))
 
@@ -82,7 +93,7 @@ def settled(config: Config, engine: Engine | None, is_over: Callable[[], bool] =
         is_over: whether nobody needs it any more.
 
     Raises:
-        LLMMemoryError: it does not start, or cannot chat, and all chats are to go there.
+        LLMMemoryError: it does not start and is needed, or cannot chat and all chats are to go there.
         OSError: its vocabulary cannot be written.
     """
     if engine is None:
@@ -92,7 +103,7 @@ def settled(config: Config, engine: Engine | None, is_over: Callable[[], bool] =
         return joined(config, config.slm.url, config.slm.model, known)
     try:
         wait(engine, is_over)
-        return config if engine.ready is None else told(config, engine.running.weights, engine.ready)
+        return config if engine.ready is None else told(config, engine.running.weights, engine.ready, engine.key)
     except EngineError as error:
         engine.stop()
         without(config, error)
@@ -110,8 +121,11 @@ def wait(engine: Engine, is_over: Callable[[], bool]) -> None:
             raise EngineError(f"the engine of {engine.name} was not ready within {PATIENCE_SECONDS:.0f} s")
 
 
-def told(config: Config, weights: Weights, ready: Ready) -> Config:
+def told(config: Config, weights: Weights, ready: Ready, key: str | None = None) -> Config:
     """
+    Args:
+        key: by which the engine lends adapters.
+
     Raises:
         EngineError: all chats are to go to a model that cannot chat.
         OSError: its vocabulary cannot be written.
@@ -121,21 +135,24 @@ def told(config: Config, weights: Weights, ready: Ready) -> Config:
             f"{weights.name} has no chat template: it completes texts and cannot chat. "
             "`infold slm models` lists those that can"
         )
-    how = counting(weights, config.models_home, ready)
+    counted = counting(weights, config.models_home, ready)
     known = ModelSection(
-        context_window=int(ready.window / how.factor),
-        encoding=how.encoding,
+        context_window=int(ready.window / counted.factor),
+        encoding=counted.encoding,
         input_usd_per_million=0,
         output_usd_per_million=0,
     )
     slm = config.slm.model_copy(update={"backend": backend_of(config), "url": ready.url, "window": ready.window})
-    return joined(config, ready.url, weights.name, known).model_copy(update={"slm": slm})
+    update = {"slm": slm, "slm_name": weights.name, "slm_key": SecretStr(key) if key else None}
+    return joined(config, ready.url, weights.name, known).model_copy(update=update)
 
 
 def joined(config: Config, url: str, name: str, known: ModelSection) -> Config:
     """With the model among the upstreams. What the operator says of it wins."""
     is_default = config.upstream == LOCAL
     section = UpstreamSection.model_validate({"url": url, "models": [ANY if is_default else name], "model": name})
+    if is_default and config.trainable_outputs:
+        section = section.model_copy(update={"trainable_outputs": True})
     mine = config.models.get(name)
     known = known if mine is None else known.model_copy(update=mine.model_dump(exclude_none=True))
     free = next(called for called in ("local", "local-model", "local-engine") if called not in config.upstreams)
@@ -146,6 +163,23 @@ def joined(config: Config, url: str, name: str, known: ModelSection) -> Config:
             "models": {**config.models, name: known},
         }
     )
+
+
+@contextmanager
+def findable(config: Config, engine: Engine | None) -> Iterator[None]:
+    """Tell other programs on the data directory of an engine that is ready; where that cannot be written, they do
+    without."""
+    with ExitStack() as stack:
+        if engine is not None and engine.ready is not None:
+            how, ready = engine.running, engine.ready
+            there = AtHand(
+                ready.url, engine.name, how.backend, ready.window, how.quantization, os.getpid(), engine.key
+            )  # fmt: skip
+            try:
+                stack.enter_context(at_hand.told(config.data_dir, there))
+            except OSError as error:
+                log.warning("other programs do not find the local model", reason=str(error))
+        yield
 
 
 def shown(engine: Engine) -> str:
@@ -232,7 +266,8 @@ async def local_model(config: Config) -> AsyncIterator[Config]:
         config = await asyncio.to_thread(settled, config, engine)
         task = asyncio.create_task(tend(Tended(engine))) if engine and engine.ready else None
         try:
-            yield config
+            with findable(config, engine):
+                yield config
         finally:
             if task is not None:
                 task.cancel()

@@ -29,9 +29,12 @@ async def alive(request: Request) -> Response:
 
 
 async def ready(request: Request) -> Response:
-    """We can serve: also while the database is away, then as `degraded`."""
-    available = parts_of(request).pool.available
-    return json_reply({"status": "ready" if available else "degraded", "database": available})
+    """We can serve: also while the database is away, then as `degraded`. Where the local model is to summarise, whether
+    it may."""
+    parts = parts_of(request)
+    available = parts.pool.available
+    summaries = {"summaries": parts.admitted.told} if parts.admitted is not None else {}
+    return json_reply({"status": "ready" if available else "degraded", "database": available, **summaries})
 
 
 async def metrics(request: Request) -> Response:

@@ -9,6 +9,7 @@ import structlog
 
 from memory.manager import MemoryManager
 from memory.recorder import Recorder
+from memory.slm.admit import Admitted
 from memory.store.pool import Pool
 from memory.whole import Memory
 from proxy.config import Config
@@ -36,6 +37,7 @@ class Parts:
     recorder: Recorder
     pepper: bytes | None = field(default=None, repr=False)  # None: the database has not been reached yet
     whole: Memory | None = None  # what programs do with the memory; None: the database has not been reached yet
+    admitted: Admitted | None = None  # whether the local model may summarise; None: nobody wants it to
     listeners: set[object] = field(default_factory=set)  # open streams of events
     background: set[asyncio.Task[Any]] = field(default_factory=set)
     parsers: dict[str, Parser] = field(default_factory=dict)  # by dialect

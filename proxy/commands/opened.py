@@ -1,8 +1,9 @@
 """The memory, open for as long as a command takes. What is heavy is imported when a command runs, not for `--help`."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ from proxy.commands.shown import fail
 if TYPE_CHECKING:
     from memory.embed import Embedder
     from memory.nouns import Place, Principal
+    from memory.settings import Slm
+    from memory.slm.bases import Bases
     from memory.whole import Memory
     from proxy.config import Config
 
@@ -29,11 +32,32 @@ class At:
     model: str  # against whose window a session is measured
     embedder: "Embedder | None"
     names_session: bool = False
+    config: "Config | None" = None
 
     @property
     def named_place(self) -> "Place | None":
         """The session, where the command names one."""
         return self.place if self.names_session else None
+
+    @property
+    def home(self) -> Path:
+        """The data directory."""
+        assert self.config is not None
+        return self.config.data_dir
+
+    @property
+    def slm(self) -> "Slm":
+        assert self.config is not None
+        return self.config.slm_settings
+
+    @property
+    def bases(self) -> "Bases":
+        """The model that adapters are made for."""
+        from memory.slm.bases import Bases
+        from proxy.config import engine_environment
+
+        assert self.config is not None
+        return Bases(self.slm, self.config.models_home, engine_environment())
 
     @property
     def tenant(self) -> bytes:
@@ -97,13 +121,26 @@ async def opened(config: "Config", dsn: str, key: str | None, session: str | Non
         if config.pepper is not None:
             pepper = config.pepper.get_secret_value().encode()
         tenant = key_tenant(pepper, key)
-        whole = memory(pool, dsn, Counter(), ModelTable(config.overrides), config.settings, embedder=embedding)
+        settings = replace(config.settings, slm=await asyncio.to_thread(nearby, config))
+        whole = memory(pool, dsn, Counter(), ModelTable(config.overrides), settings, embedder=embedding)
         who = Principal(tenant, "cli", is_person=True)
-        yield At(whole, who, place(tenant, session), config.primary_model, embedding, session is not None)
+        yield At(whole, who, place(tenant, session), config.primary_model, embedding, session is not None, config)
     finally:
         await pool.close()
         if embedding is not None:
             await embedding.close()
+
+
+def nearby(config: "Config") -> "Slm":
+    """The local model: at the URL of the settings, else the one that a server runs on the data directory."""
+    from memory.slm.at_hand import at_hand
+
+    slm = config.settings.slm
+    there = at_hand(config.data_dir) if slm.url is None else None
+    if there is None:
+        return slm
+    how = {"backend": there.backend, "quantization": there.quantization, "window": there.window}
+    return replace(slm, url=there.url, name=there.model, key=there.key, **how)  # type: ignore[arg-type]
 
 
 async def reach(dsn: str, pool: "Any") -> bytes:

@@ -15,6 +15,7 @@ from proxy.commands.parsing import Group
 from proxy.commands.shown import ERROR, NOT_FOUND, USAGE, Rows, Shown, as_json, fail, one_line, tell
 
 if TYPE_CHECKING:
+    from memory.slm.admit import Candidate, Verdict
     from memory.slm.engine import Engine
     from memory.slm.fits import Fit, Runner
     from memory.slm.machine import Machine
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from memory.slm.weights import Weights
     from proxy.config import Config
 
+NOT_EXAMINED = "not examined; --summaries does it"
 MOST_CHARS = 2_000  # of a line that says why
 
 slm = typer.Typer(cls=Group, help="A small model on this machine: its weights, what fits.")
@@ -145,6 +147,9 @@ def check(
     model: Model = None,
     window: Annotated[int | None, typer.Option(help="Tokens of prompt and answer; left out: the model's.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Do not start the model to measure its speed.")] = False,
+    summaries: Annotated[
+        bool, typer.Option("--summaries", help="Examine whether it may summarise; takes minutes on a CPU.")
+    ] = False,
     json: Json = False,
     data_dir: DataDir = None,
     config: Settings = None,
@@ -153,10 +158,13 @@ def check(
 
     Example: infold slm check phi-2 --window 2048
 
-    The exit code is 1 where no form of it fits.
+    With --summaries it tells five conversations again: no fewer of their facts than the digest does, nothing invented,
+    and `summarizer: local` may use it. The exit code is 1 where no form of it fits.
     """
     settings = read(config, data_dir=data_dir)
     home = models_home(settings)
+    if summaries and settings.slm.backend == "openai" and model is None:
+        return examine_at_url(settings, home, json)
     from memory.slm.fits import each_form
     from memory.slm.machine import gpus, machine
 
@@ -166,13 +174,16 @@ def check(
             fail(f"--window must be 1 to {shape.window:,}, the window of {shape.name}, got {window:,}", USAGE)
         here, tokens = machine(home, gpus()), window or min(settings.slm.window or shape.window, shape.window)
         found = each_form(shape, here, tokens, present(weights))
-        speed = (
-            {"why": why or "not measured"} if weights is None or quick else measured(weights, settings, home, tokens)
-        )
+        speed: dict[str, Any] = {"why": why or "not measured"}
+        if weights is not None and (summaries or not quick):
+            speed = measured(weights, settings, home, tokens, summaries)
+        judged = verdict(weights, settings, home)
     if json:
-        typer.echo(as_json(answer(shape, weights, here, found, speed)))
+        typer.echo(as_json(answer(shape, weights, here, found, speed) | {"summaries": as_told(judged)}))
     else:
         tell(show_check(shape, weights, here, found, speed))
+        if weights is not None:
+            typer.echo(f"Summaries: {judged or NOT_EXAMINED}")
     if not any(fit.fits for fit in found):
         fail(f"no form of {shape.name} fits with that window; the largest that does stands in the table", ERROR)
 
@@ -207,8 +218,8 @@ def present(weights: "Weights | None") -> tuple[str, int] | None:
     return (weights.path.name, size_bytes(weights)) if weights and weights.kind == "gguf" else None
 
 
-def measured(weights: "Weights", config: "Config", home: Path, window: int) -> dict[str, Any]:
-    """Start the model, let it answer, end it; or why that was not possible."""
+def measured(weights: "Weights", config: "Config", home: Path, window: int, summaries: bool = False) -> dict[str, Any]:
+    """Start the model, let it answer, end it; or why that was not possible. With `summaries` it is examined, too."""
     from memory.slm.engine import start
     from memory.slm.machine import resident_bytes
     from memory.slm.speed import speed
@@ -223,11 +234,68 @@ def measured(weights: "Weights", config: "Config", home: Path, window: int) -> d
     try:
         assert engine.ready is not None
         found = speed(engine.ready.url, weights.name)
+        if summaries:
+            aside("five conversations are summarised")
+            examine(engine.ready.url, weights.name, candidate(weights, config), home)
         return {"engine": backend, "bytes": resident_bytes(engine.pid), "threads": config.slm.threads, **asdict(found)}
     except LLMMemoryError as error:
         return {"why": str(error)}
     finally:
         engine.stop()
+
+
+def candidate(weights: "Weights", config: "Config") -> "Candidate":
+    """What is examined: this model in the form that would serve."""
+    from memory.slm.admit import candidate_of
+
+    named = weights.name if weights.model is not None else str(weights.path)
+    how = replace(config.settings.slm, backend=backend_for(weights, config), model=named)
+    return candidate_of(how, config.models_home)
+
+
+def examine(url: str, name: str, examined: "Candidate", home: Path) -> "Verdict":
+    """Let the model summarise, and keep what comes of it.
+
+    Raises:
+        ModelError: it did not answer.
+        OSError: it cannot be kept.
+    """
+    import asyncio
+    from functools import partial
+
+    from memory.ask import ENCODING
+    from memory.slm.admit import ANSWER_SECONDS, keep
+    from memory.slm.admit import examine as summarise
+    from memory.slm.client import ModelAt
+    from memory.tokens import Counter
+
+    model = ModelAt(url, name, seconds=ANSWER_SECONDS)
+    found = asyncio.run(summarise(model, examined, partial(Counter().text, encoding=ENCODING)))
+    keep(found, home)
+    return found
+
+
+def examine_at_url(config: "Config", home: Path, json: bool) -> None:
+    """The engine that runs elsewhere: of it nothing but its summaries can be looked at."""
+    from memory.slm.adapting import base_name
+    from memory.slm.admit import candidate_of
+
+    slm = config.settings.slm
+    assert slm.url is not None
+    with refusals():
+        found = examine(slm.url, base_name(slm), candidate_of(slm, home), home)
+    typer.echo(as_json({"name": base_name(slm), "summaries": as_told(found)}) if json else f"Summaries: {found}")
+
+
+def verdict(weights: "Weights | None", config: "Config", home: Path) -> "Verdict | None":
+    """What an examination found out, now or before."""
+    from memory.slm.admit import kept
+
+    return kept(candidate(weights, config), home) if weights is not None else None
+
+
+def as_told(found: "Verdict | None") -> dict[str, Any] | None:
+    return None if found is None else {"admitted": found.is_admitted, **asdict(found)}
 
 
 def backend_for(weights: "Weights", config: "Config") -> "Runner":

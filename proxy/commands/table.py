@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from memory.errors import InvalidRequest, LLMMemoryError, NotFound
-from proxy.commands import items, records, work
+from proxy.commands import items, learning, records, work
 from proxy.commands.opened import opened, read, served
 from proxy.commands.parsing import Group
 from proxy.commands.shown import ERROR, NOT_FOUND, USAGE, Shown, as_json, fail, one_line, tell
@@ -51,6 +51,7 @@ GROUPS = {  # the first command of a group is also what the group alone does
     "agents": "Agents that take tasks.",
     "quarantine": "Content that nothing may tell.",
     "hil": "Questions to people (human in the loop).",
+    "slm": "A small model on this machine: its weights, what fits, what it learns.",
 }
 
 COMMANDS = (
@@ -77,6 +78,10 @@ COMMANDS = (
     Command("sessions", records.sessions, records.show_sessions, in_session=False),
     Command("hygiene", records.hygiene, records.show_hygiene),
     Command("usage", records.usage, records.show_usage, in_session=False),
+    Command("slm learning", learning.learning, learning.show_learning, in_session=False),
+    Command("slm train", learning.train, learning.show_training, in_session=False, check=learning.check_training),
+    Command("slm adapters", learning.adapters, learning.show_adapters, in_session=False),
+    Command("slm rollback", learning.rollback, learning.show_rolled_back, in_session=False),
     Command("export", records.export, None, in_session=False),
     Command("import", records.load, records.show_imported, in_session=False, check=records.check_imported),
 )
@@ -100,12 +105,18 @@ SPELLED = {
 }  # fmt: skip
 
 
-def add_to(cli: typer.Typer) -> None:
-    """Wire all of them."""
-    groups = {name: typer.Typer(cls=Group, help=told) for name, told in GROUPS.items()}
+def add_to(cli: typer.Typer, begun: Mapping[str, typer.Typer]) -> None:
+    """Wire all of them.
+
+    Args:
+        begun: groups that have commands of another kind already.
+    """
+    groups = {name: begun.get(name) or typer.Typer(cls=Group, help=told) for name, told in GROUPS.items()}
+    added = set()
     for command in COMMANDS:
         group, _, name = command.name.rpartition(" ")
-        if group and not groups[group].registered_commands:
+        if group and group not in added:
+            added.add(group)
             cli.add_typer(groups[group], name=group)
         (groups[group] if group else cli).command(name)(callback(command))
 

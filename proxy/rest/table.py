@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 from memory.errors import LLMMemoryError
 from proxy.errors import ClientGone, ProxyError
 from proxy.exchange import Exchange
-from proxy.rest import events, items, records, tools, work
+from proxy.rest import events, items, learning, records, tools, work
 from proxy.rest.asking import Asking, asking, refused, reply
 from proxy.rest.bodies import Answer, ToolArguments, TurnRead
 from proxy.rest.openapi import DEFAULT, WHOLE, Operation, document
@@ -93,6 +93,10 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     Endpoint("POST", "import", records.load, "Take in what an export gave; twice changes nothing", brings=LINES),
     Endpoint("POST", "erase", records.erase, "Erase everything of the tenant"),
     Endpoint("GET", "usage", records.usage, "Tokens, bill and what it would have been, in sums"),
+    Endpoint("GET", "learning", learning.state, "What may be learnt from, trainings and adapters"),
+    Endpoint("PUT", "learning", learning.switch, "Allow a small model to learn from the conversations, or not"),
+    Endpoint("POST", "learning/train", learning.train, "Train, once the job worker comes to it"),
+    Endpoint("POST", "learning/rollback", learning.roll_back, "Take back the adapter on trial, else the one in use"),
     Endpoint("GET", "tools", tools.listed, "Functions for a model"),
     Endpoint("POST", "tools/{name}", tools.run, "Run one of them", takes=ToolArguments),
     Endpoint("GET", "events", events.stream, "What happens, as server-sent events", media="text/event-stream"),

@@ -17,7 +17,9 @@ from memory.slm.registry import MODELS
 from memory.slm.weights import Weights
 from proxy.cli import cli
 from tests.proxy.test_commands import out, refused
+from tests.scripted import ScriptedUpstream, answer
 from tests.slm.making import LLAMA, gguf, hub_folder
+from tests.slm.tiny import tiny
 from tests.slm.weights import fetched
 
 Run = Callable[..., Result]
@@ -237,3 +239,31 @@ def test_check_names_a_pickle(infold: Run, home: Path) -> None:
 def test_a_file_that_does_not_say_its_shape_is_told(infold: Run, home: Path) -> None:
     path = put(home, "odd", gguf({"general.architecture": "odd"}))
     assert refused(infold("check", str(path)), 1).startswith(f"{path} does not say what shape of model it is")
+
+
+# Summaries
+
+
+def test_a_model_is_examined_once_and_what_came_of_it_is_shown_afterwards(
+    infold: Run, tmp_path: Path, smollm2: Weights
+) -> None:
+    """A model that talks noise."""
+    file = tiny(smollm2.path, tmp_path / "tiny.gguf")
+    assert "Summaries: not examined; --summaries does it" in infold("check", str(file), "--quick").stdout
+    found = checked(infold, str(file), "--summaries")
+    assert (found["summaries"]["admitted"], len(found["summaries"]["told"])) == (False, 5)
+    assert found["summaries"]["candidate"]["model"] == "tiny"
+    shown = infold("check", str(file), "--quick").stdout
+    assert "Summaries: not admitted: 0 of 60 facts told, " in shown
+    assert checked(infold, str(file), "--quick")["summaries"] == found["summaries"]
+
+
+def test_an_engine_elsewhere_is_examined_at_its_url(infold: Run, tmp_path: Path) -> None:
+    said = {"choices": [{"message": {"content": "Zebulon paid 987654 euros."}, "finish_reason": "stop"}]}
+    with ScriptedUpstream(answer(json.dumps(said).encode())) as engine:
+        (tmp_path / "proxy.yaml").write_text(f"slm: {{backend: openai, url: {engine.url}/v1, model: theirs}}")
+        done = infold("check", "--summaries")
+        assert done.exit_code == 0
+        assert done.stdout.startswith("Summaries: not admitted: 0 of 60 facts told, ")
+        assert "invented: " in done.stdout
+        assert len(engine.requests) == 5

@@ -2,6 +2,7 @@
 
 import os
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ import yaml
 
 from memory.environment import NAMES
 from memory.settings import Settings
+from memory.slm.recipe import Recipe, recipe_of
 from proxy.config import Config, ConfigError, ModelSection, bare_environment, child_environment, load
 from proxy.destinations import PROVIDER_KEYS, UpstreamSection
+from proxy.sections import RecipeSection
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +231,9 @@ def test_a_child_process_reads_the_same_settings(file, monkeypatch, tmp_path):
 
 
 SHIPPED = Path(__file__).parents[2] / "proxy.yaml"
-HIDDEN = {"embed_socket", "providers_socket", "supervised", "database_url", "openai_api_key", "pepper"}
+HIDDEN = {
+    "embed_socket", "providers_socket", "slm_name", "supervised", "database_url", "openai_api_key", "pepper", "slm_key",
+}  # fmt: skip
 
 
 def test_the_shipped_file_changes_nothing():
@@ -260,12 +265,13 @@ def test_names_from_elsewhere_are_settings(monkeypatch, tmp_path):
     (tmp_path / ".env").write_text(
         "API_PORT=9000\nLOG_LEVEL=WARNING\nPRIMARY_LLM_PROVIDER=groq\nPRIMARY_LLM_MODEL=gpt-4\nINFOLD_WORKERS=2\n"
         "INFOLD_HYGIENE__ARCHIVE_AFTER_DAYS=3\nDB_HOST=h\nDB_PASSWORD=s3cret\nUNKNOWN_NAME=x\n"
-        "MEMORY_APPROACH=slm\nUSE_SLM=on\nUSE_LORA_FINETUNING=yes\n"
+        "MEMORY_APPROACH=slm\nUSE_SLM=on\nSLM_MODEL_NAME=phi-2\nUSE_LORA_FINETUNING=yes\n"
     )
     config = load()
     assert (config.port, config.log_level, config.workers, config.primary_model) == (9000, "warning", 2, "gpt-4")
     assert config.upstream == "https://api.groq.com/openai/v1"
     assert (config.memory_approach, config.use_slm, config.use_lora_finetuning) == ("slm", True, True)
+    assert config.slm.model == "phi-2"
     assert config.settings.hygiene.archive_after_days == 3
     assert config.database_url is not None
     assert config.database_url.get_secret_value() == "postgresql://infold:s3cret@h:5432/infold"
@@ -452,3 +458,46 @@ def test_a_provider_is_found_by_name_only_at_home_and_before_openai(file, monkey
     monkeypatch.setenv("GEMINI_API_KEY", "g")
     monkeypatch.setenv("OPENAI_API_KEY", "o")
     assert set(load(file(text)).free_providers) == free
+
+
+# Learning
+
+
+def test_every_setting_of_a_recipe_is_one_of_ours_and_the_weights_form_is_that_of_the_model():
+    assert {*RecipeSection.model_fields, "quantization"} == {field.name for field in fields(Recipe)}
+    assert recipe_of(RecipeSection().model_dump()) == Recipe()
+
+
+def test_a_recipe_is_read_from_file_and_environment(file, monkeypatch):
+    monkeypatch.setenv("INFOLD_SLM__LEARNING__RECIPE__R", "16")
+    monkeypatch.setenv("INFOLD_SLM__LEARNING__ENABLED", "true")
+    config = load(file("slm: {learning: {trigger: fixed, recipe: {learning_rate: 0.001, bias: null}}}"))
+    learning = config.settings.slm.learning
+    assert (learning.enabled, learning.trigger) == (True, "fixed")
+    assert learning.recipe == {"r": 16, "learning_rate": 0.001}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("slm: {learning: {recipe: {r: 0}}}", ["slm.learning.recipe", "r must be"]),
+        ("slm: {learning: {recipe: {lerning_rate: 1}}}", ["`slm.learning.recipe.lerning_rate`", "`learning_rate`"]),
+        ("slm: {learning: {triger: fixed}}", ["`slm.learning.triger`", "`trigger`"]),
+        ("slm: {learning: {trigger: sometimes}}", ["slm.learning.trigger", "'fixed'"]),
+        ("slm: {learning: {canary_share: 0}}", ["slm.learning.canary_share"]),
+    ],
+)
+def test_settings_of_learning_are_checked(file, text, words):
+    with pytest.raises(ConfigError) as caught:
+        load(file(text))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_answers_may_train_other_models_only_where_the_operator_says_so(file):
+    upstreams = (
+        "upstreams: {a: {url: 'http://a', models: [m]}, b: {url: 'http://b', models: [n], trainable_outputs: true}}"
+    )
+    assert load(file(upstreams)).settings.slm.learning.trainable == {"b"}
+    assert load(file(f"{upstreams}\ntrainable_outputs: true")).settings.slm.learning.trainable == {"b", "default"}
+    assert load().settings.slm.learning.trainable == frozenset()

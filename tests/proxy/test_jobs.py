@@ -5,13 +5,17 @@ import asyncio
 from memory.humans import WAIT_SECONDS
 from memory.identify import place, text_id
 from memory.models import ModelTable
+from memory.nouns import utc_now
 from memory.recorder import Recorder
+from memory.slm.bases import Bases
 from memory.spool import Spool
 from memory.store.signals import events_after
+from memory.tending import Tending
 from memory.tokens import Counter
+from memory.trainer import Trainer
 from memory.whole import memory
 from proxy.config import Config
-from proxy.jobs import line_embedder, schedules, work
+from proxy.jobs import learner, line_embedder, schedules, train_on, work
 from tests.clock import Hands
 from tests.conversations import TENANT, user
 from tests.memory.store.test_turns import answers, asked_for, whole_turn
@@ -66,3 +70,47 @@ async def test_the_worker_takes_jobs_and_tells_that_they_are_done(pool, dsn):
     finally:
         working.cancel()
         await asyncio.gather(working, return_exceptions=True)
+
+
+async def test_the_worker_sees_that_a_training_is_due_and_what_comes_of_it(pool, dsn, tmp_path):
+    """With weights that are missing: what was wanted is begun, and its history says what is wrong."""
+    section = {"enabled": True, "trigger": "fixed", "conversations": 2, "least_samples": 2}
+    config = Config(
+        database_url=dsn, data_dir=tmp_path / "data", trainable_outputs=True,
+        slm={"backend": "transformers", "learning": section},
+    )  # fmt: skip
+    whole = whole_of(pool, dsn, config, utc_now)
+    await whole.learning.switch(TENANT, True, past=True)
+    recorder = Recorder(pool, Spool(tmp_path / "turns"))
+    for text in ("The lamp is blue.", "The boat is red."):
+        await whole_turn(recorder, asked_for([user(text)]), answers("Noted."))
+    bases = Bases(config.slm_settings, config.models_home, {})
+    trainer = Trainer(pool, config.data_dir, config.slm_settings, utc_now, bases)
+    tending = Tending(pool, config.data_dir, config.slm_settings, utc_now, bases)
+    await learner(whole.learning, tending).run()
+    (waiting,) = (await whole.learning.state(TENANT)).trainings
+    assert (waiting.state, waiting.why) == ("queued", "conversations")
+
+    working = asyncio.create_task(train_on(trainer, pause_seconds=0.01))
+
+    async def over():
+        return (await whole.learning.training(TENANT, waiting.id)).state not in ("queued", "running")
+
+    try:
+        await until(over)
+    finally:
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+    ended = await whole.learning.training(TENANT, waiting.id)
+    assert ended.state == "failed"
+    assert "the weights of smollm2-135m-instruct are not there" in ended.error
+
+
+async def test_where_learning_is_off_nothing_is_looked_at(pool, dsn, tmp_path, owner):
+    config = Config(database_url=dsn, data_dir=tmp_path / "data")
+    whole = whole_of(pool, dsn, config, utc_now)
+    await whole.learning.switch(TENANT, True, past=True)
+    await whole_turn(Recorder(pool, Spool(tmp_path / "turns")), asked_for([user("hello")]), answers("Noted."))
+    bases = Bases(config.slm_settings, config.models_home, {})
+    await learner(whole.learning, Tending(pool, config.data_dir, config.slm_settings, utc_now, bases)).run()
+    assert await owner.fetchval("select count(*) from infold.samples") == 0

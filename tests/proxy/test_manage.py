@@ -10,7 +10,9 @@ import orjson
 import pytest
 
 from memory.store.pool import Pool
+from proxy.sections import SlmSection
 from tests.conversations import assistant, prose, system, user
+from tests.owners import wait_until
 from tests.proxied import MODEL, Provider, Proxy, proxying
 
 Json = dict[str, Any]
@@ -31,6 +33,18 @@ def test_it_is_alive_and_ready(house):
     proxy, _ = house
     assert proxy.get("/healthz").json()["status"] == "alive"
     assert proxy.get("/readyz").json() == {"status": "ready", "database": True}
+
+
+def test_whether_the_local_model_may_summarise_is_told_where_it_is_to(new_database, tmp_path):
+    elsewhere = SlmSection(backend="openai", url="http://127.0.0.1:1/v1", model="theirs")
+    with (
+        new_database() as dsn,
+        Provider().serving() as upstream,
+        proxying(upstream.url, dsn, tmp_path, summarizer="local", slm=elsewhere) as proxy,
+    ):
+        wait_until(lambda: proxy.get("/readyz").json()["summaries"] is not None, 30)
+        told = proxy.get("/readyz").json()
+    assert (told["status"], told["summaries"]) == ("ready", "not examined: `infold slm check --summaries` does it")
 
 
 def test_the_welcome_tells_where_to_point_an_sdk(house):

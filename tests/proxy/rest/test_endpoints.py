@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from proxy.rest.table import ENDPOINTS
+from proxy.sections import SlmSection
 from tests.memory.test_detect import CAPITALS, drawn
 from tests.proxied import Provider, proxying
 from tests.proxy.rest.conftest import Caller, refused, told
@@ -125,10 +126,11 @@ def test_state_context_and_export_tell_of_the_session(house):
 
 
 def test_the_export_of_a_session_tells_the_approach_of_the_settings_and_no_proposal(new_database, tmp_path):
+    elsewhere = SlmSection(backend="openai", url="http://127.0.0.1:1/v1")  # a local model that nothing starts
     with (
         new_database() as dsn,
         Provider().serving() as upstream,
-        proxying(upstream.url, dsn, tmp_path, memory_approach="slm", use_slm=True) as proxy,
+        proxying(upstream.url, dsn, tmp_path, memory_approach="slm", use_slm=True, slm=elsewhere) as proxy,
     ):
         caller = Caller(proxy.url)
         caller.add(f"proposed: AKIA{drawn(16, CAPITALS)}")
