@@ -9,9 +9,10 @@ from memory.errors import EngineError
 from memory.slm.engine import Ready
 from memory.slm.probes import PROBES
 from memory.slm.weights import MissingWeights, Weights
-from proxy.config import Config, ModelSection, SlmSection
+from proxy.config import Config, ModelSection
 from proxy.destinations import UpstreamSection
 from proxy.local import FIRST_SECONDS, MOST_SECONDS, STEADY_SECONDS, Tended, backend_of, joined, settled, spawned, told
+from proxy.sections import SlmSection
 
 URL = "http://127.0.0.1:4711/v1"
 
