@@ -16,7 +16,7 @@ import os
 import random
 import sysconfig
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class Conversation:
     messages: tuple[Json, ...]  # as a client sends them
     cases: tuple[Case, ...] = ()
     tools: tuple[Json, ...] = ()
+    group: str = ""  # conversations of one group tell the same story: what one says, another gives away
 
 
 def folder() -> Path:
@@ -105,7 +106,8 @@ def parse(raw: Json) -> Conversation:
         Case(f"{raw['conv']}@{p['at']}", place[p["at"]], None, tuple(Gold(n["value"], n["value"]) for n in p["needs"]))
         for p in raw.get("probes") or ()
     ]
-    return Conversation(raw["conv"], raw["set"], sent, tuple(case for case in asked + probed if case.gold))
+    cases = tuple(case for case in asked + probed if case.gold)
+    return Conversation(raw["conv"], raw["set"], sent, cases, group=raw.get("group") or raw["conv"])
 
 
 def as_sent(message: Json) -> Json:
@@ -131,11 +133,7 @@ def sample_cases(conversations: Sequence[Conversation], limit: int | None, rng: 
     for number, (index, case) in enumerate(rows):
         if number in kept:
             cases.setdefault(index, []).append(case)
-    return [
-        Conversation(c.name, c.set, c.messages, tuple(cases[i]), c.tools)
-        for i, c in enumerate(conversations)
-        if i in cases
-    ]
+    return [replace(c, cases=tuple(cases[i])) for i, c in enumerate(conversations) if i in cases]
 
 
 def chained(conversations: Sequence[Conversation], size: int, rng: random.Random) -> Iterator[Conversation]:

@@ -28,7 +28,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -424,7 +424,7 @@ def main() -> int:
 
 def without_traps(conversation: Conversation) -> Conversation:
     cases = tuple(case for case in conversation.cases if case.category != TRAPS and case.answer)
-    return Conversation(conversation.name, conversation.set, conversation.messages, cases, conversation.tools)
+    return replace(conversation, cases=cases)
 
 
 if __name__ == "__main__":
