@@ -351,7 +351,7 @@ async def test_500_clients_that_leave_at_unlucky_moments_leave_nothing_behind():
         answers = await asyncio.gather(*(ask(base_url) for _ in range(50)))
 
         assert all(got.body == b"fine" for got in answers)
-        await upstream.until(lambda u: u.open <= 50)  # what is still open waits for its next request
+        await upstream.until(lambda u: u.open <= 50, IDLE_SECONDS + 15)  # what is still open waits for its next request
 
 
 async def test_a_slow_reader_slows_the_upstream_down():
