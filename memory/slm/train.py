@@ -368,14 +368,19 @@ def step_batches(rows: Sequence[Lesson], recipe: Recipe, step: int) -> list[list
     chosen = []
     for place in range(step * size, (step + 1) * size):
         epoch, at = divmod(place, len(rows))
-        chosen.append(rows[shuffled(len(rows), recipe.seed, epoch)[at]])
+        chosen.append(rows[shuffled(rows, recipe.seed, epoch)[at]])
     return [chosen[start : start + recipe.batch_size] for start in range(0, size, recipe.batch_size)]
 
 
-def shuffled(many: int, seed: int, epoch: int) -> list[int]:
-    order = list(range(many))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return order
+def shuffled(rows: Sequence[Lesson], seed: int, epoch: int) -> list[int]:
+    """Places of rows, in another order each time; general rows evenly among the others, so that each step is held."""
+    rng = random.Random(f"{seed}/{epoch}")
+    places: list[tuple[float, int]] = []
+    for anchors in (False, True):
+        kind = [place for place, row in enumerate(rows) if row.anchors is anchors]
+        rng.shuffle(kind)
+        places += [((nth + 0.5) / len(kind), place) for nth, place in enumerate(kind)]
+    return [place for _, place in sorted(places)]
 
 
 def config_of(model: Any, order: TrainingOrder) -> dict[str, Any]:

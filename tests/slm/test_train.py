@@ -296,6 +296,16 @@ def test_each_row_is_seen_once_in_an_epoch(steps_):
     assert first != taught
 
 
+def test_each_step_has_its_share_of_general_rows():
+    from memory.slm.chat import Encoded
+    from memory.slm.train import Lesson, step_batches
+
+    taught = [Lesson(Encoded((n,)), anchors=n < 5) for n in range(20)]
+    for step in range(10):  # two epochs
+        ((*rows,),) = step_batches(taught, Recipe(batch_size=4), step)
+        assert sum(row.anchors for row in rows) == 1
+
+
 @pytest.mark.parametrize(
     ("recipe", "rows_", "expected"),
     [
