@@ -54,9 +54,9 @@ class Recipe:
     alpha: float = 16.0  # they count alpha / r times, above 0
     dropout: float = 0.05  # of what goes into them, 0-0.9
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")  # by the end of their names, or "all-linear" alone
-    learning_rate: float = 3e-4  # at its highest
+    learning_rate: float = 2e-4  # at its highest
     epochs: float = 2.0  # how often each row is seen; 0: as `max_steps` makes it
-    max_steps: int = 32  # of the optimizer, at most; 0: as many as `epochs` makes
+    max_steps: int = 24  # of the optimizer, at most; 0: as many as `epochs` makes
     warmup_share: float = 0.1  # of the steps, in which the learning rate rises; then it falls to 0
     batch_size: int = 4  # rows computed at once
     accumulation: int = 1  # batches in a step
@@ -73,7 +73,7 @@ class Recipe:
     tasks: tuple[Task, ...] = (Task.ANSWER,)
     passages: int = 1  # that stand in the prompt of a question, 1-20; a small model reads one at a time
     replay_share: float = 0.25  # of all rows, 0-0.9
-    anchor: float = 8.0  # how much of a general row's drift from the untrained model counts, beside a row's loss
+    anchor: float = 30.0  # how much of a general row's drift from the untrained model counts, beside a row's loss
     row_tokens: int = 512  # longer rows are left out
 
     def __post_init__(self) -> None:
