@@ -147,7 +147,12 @@ def test_the_wheel_has_every_file_of_both_packages_and_no_other(wheel: set[str])
 
 # proxy.yaml: prose is `# text`, a setting is `#name: default` or `#  name: default` inside a section.
 
-INTERNAL = {"embed_socket", "providers_socket", "supervised"}  # the parent process sets them for its children
+INTERNAL = {
+    "embed_socket",
+    "providers_socket",
+    "slm_name",
+    "supervised",
+}  # the parent process sets them for its children
 
 
 def uncommented() -> str:
@@ -182,7 +187,7 @@ def test_proxy_yaml_tells_the_defaults(written: dict[str, Any], monkeypatch: pyt
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     said = {name: value for name, value in written.items() if name not in ("models", "upstreams", "data_dir")}
     defaults = {name: Config.model_fields[name].default for name in said}
-    plain = {name: v.model_dump() if hasattr(v, "model_dump") else v for name, v in defaults.items()}
+    plain = {name: v.model_dump(mode="json") if hasattr(v, "model_dump") else v for name, v in defaults.items()}
     assert said == plain
     assert Path(written["data_dir"]).expanduser() == Path(platformdirs.user_data_dir("infold"))
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from proxy.relay import READ_AT_ONCE_BYTES
+from proxy.upstream import IDLE_SECONDS
 from tests.relayed import POST, relaying
 from tests.scripted import RawClient, ScriptedUpstream, Seen, answer, ask, connected, sse
 
