@@ -43,7 +43,13 @@ def room(account: int) -> Iterator[Path]:
     if AS_ROOT:
         os.chown(path, account, account)
     yield path
-    shutil.rmtree(path)
+    wait_until(lambda: is_cleared(path), 60)
+
+
+def is_cleared(path: Path) -> bool:
+    """Remove a directory; False where somebody who was killed a moment ago has still written into it."""
+    shutil.rmtree(path, ignore_errors=True)
+    return not path.exists()
 
 
 @pytest.fixture
