@@ -30,6 +30,10 @@ PACKAGES = (
     "toktok-rs",
     "onnxruntime",
     "xllamacpp",
+    "torch",
+    "transformers",
+    "peft",
+    "bitsandbytes",
     "bm25s",
 )
 
