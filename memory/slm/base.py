@@ -84,6 +84,16 @@ def load(
     return Base(model.eval(), tokenizer, place, parameters)
 
 
+def keep_trainable(base: Base) -> None:
+    """Keep bitsandbytes from laying 4-bit weights out anew when a model first answers, as it does on some processors.
+
+    Through that layout no gradient comes back, and nothing says so.
+    """
+    for module in base.model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def check_folder(folder: Path) -> None:
     """
     Raises:

@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 
 from memory.errors import Conflict, InvalidRequest, LLMMemoryError, ModelError
 from memory.slm import child
-from memory.slm.base import Base, explained, limit_memory, load
+from memory.slm.base import Base, explained, keep_trainable, limit_memory, load
 from memory.slm.chat import IGNORED, Encoded, answers, batch_of, drifts, encode, likelihoods, losses
 from memory.slm.checkpoints import (
     Checkpoint,
@@ -100,6 +100,7 @@ def train(order: TrainingOrder, say: Say, held: Callable[[], Callable[[], bool]]
     rows = read_rows(order)
     claim(order)
     base = load(order.base, recipe.quantization, recipe.precision, recipe.device, order.force)
+    keep_trainable(base)
     taught, watched = lessons(base, rows, order)
     carrying = replace(base, model=with_adapter(base, recipe))
     run = Run(carrying, order, taught, watched)
@@ -284,6 +285,8 @@ class Run:
             group["lr"] = self._recipe.learning_rate * rate(self.progress.step, self.steps, self._recipe.warmup_share)
         total = sum(self._learn(rows, len(batches)) for rows in batches)
         seen = sum(len(row.chat) for rows in batches for row in rows)
+        if all(parameter.grad is None for parameter in self._parameters):
+            raise ModelError("nothing is learnt: no gradient comes back through the model in this form")
         torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.max_grad_norm or math.inf)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
