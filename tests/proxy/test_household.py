@@ -30,6 +30,9 @@ from tests.scripted import ScriptedUpstream, sse
 EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"word "}}]}\n\n'
 HEADERS = {"authorization": "Bearer sk-alice"}
 
+LONG_NOTE = "The harbour lantern burns blue. " + " ".join(f"Ship {i} has left for the open sea." for i in range(300))
+"""Of more passages than are embedded with the request that adds them, so that a job is left."""
+
 
 @contextlib.contextmanager
 def serving(
@@ -171,9 +174,9 @@ def test_jobs_are_done_by_a_worker_elsewhere_and_questions_are_still_embedded_he
     with ScriptedUpstream() as upstream, serving(upstream.url, dsn, tmp_path, **apart) as (process, url):
         assert not children(process.pid, "worker")
         assert len(children(process.pid, "embed")) == 1
-        item = {"content": "The harbour lantern burns blue.", "content_type": "note"}
+        item = {"content": LONG_NOTE, "content_type": "note"}
         stored = httpx.post(f"{url}/memory-manager/items/add", json=item, headers=HEADERS, timeout=60).json()["item_id"]
-        wait_until(lambda: pending(url) == 1, 60)  # the gauge looks now and then
+        wait_until(lambda: pending(url) == 1, 60)
         time.sleep(1.5)  # longer than a job worker that runs takes
         assert pending(url) == 1
 
