@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
-from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from memory.errors import InvalidRequest, LLMMemoryError, ModelError
-from memory.slm.adapters import WEIGHTS, Adapter, BadAdapter
+from memory.slm.adapters import Adapter
+from memory.slm.carried import put_on
 from memory.slm.folder import checked_model
 from memory.slm.recipe import Device, Precision, Quantization
 
@@ -144,24 +143,10 @@ def attach(base: Base, adapter: Adapter) -> tuple[Base, Callable[[], Any]]:
     """The model with an adapter that has been looked at, and what gives the bare model back, exactly as it was.
 
     Raises:
-        BadAdapter: its numbers are none.
+        BadAdapter: it cannot be taken off again exactly, its numbers are none, or they fit nothing.
     """
-    tensors = load_file(adapter.folder / WEIGHTS)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-        raise BadAdapter(f"{adapter.folder / WEIGHTS} holds numbers that are none")
-    config = LoraConfig(
-        r=adapter.r,
-        lora_alpha=adapter.alpha,
-        target_modules=list(adapter.modules),
-        bias=adapter.bias,
-        task_type="CAUSAL_LM",
-        inference_mode=True,
-    )
-    model = get_peft_model(base.model, config)
-    strange = set_peft_model_state_dict(model, tensors).unexpected_keys
-    if strange:
-        raise BadAdapter(f"{adapter.folder / WEIGHTS} does not fit the model: {strange[0]!r:.100}")
-    return replace(base, model=model.eval()), model.unload
+    model = put_on(base.model, None, "default", adapter)
+    return replace(base, model=model), model.unload
 
 
 def is_memory(error: BaseException) -> bool:

@@ -9,11 +9,18 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from memory.slm.adapters import WEIGHTS, Adapter, BadAdapter, Foundation, open_adapter, shapes_in
+from memory.slm.adapters import (
+    MOST_HEADER_BYTES,
+    WEIGHTS,
+    Adapter,
+    BadAdapter,
+    Foundation,
+    open_adapter,
+    shapes_in,
+)
 
 MOST_LOADED = 4  # at once; of more the one that was used longest ago is loaded again when it is asked for
 MOST_KNOWN = 256
-MOST_HEADER_BYTES = 10 * 2**20
 
 
 class Carried:

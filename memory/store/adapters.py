@@ -92,16 +92,6 @@ def told(row: AdapterRow) -> AdapterTold:
     )  # fmt: skip
 
 
-async def is_training(connection: asyncpg.Connection, tenant: bytes, id: UUID) -> bool:
-    """Whether it may go on: nothing that it learns from was taken away, and the tenant still allows it."""
-    found: bool = await connection.fetchval(
-        "select exists (select from infold.adapters a join infold.learners l on l.tenant = $1 and l.enabled"
-        " where a.tenant = $1 and a.id = $2 and a.state not in ('stale', 'refused'))",
-        tenant, id,
-    )  # fmt: skip
-    return found
-
-
 async def set_state(
     connection: asyncpg.Connection,
     tenant: bytes,

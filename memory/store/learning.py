@@ -29,10 +29,11 @@ UNDECIDED = (
     " and not exists (select from infold.samples s where s.tenant = $1 and s.node = n.node)"
     " order by n.created_at, n.node limit $4"
 )
+# The newest messages with one reason; "": they may be learnt from.
 LEARNT = (
     "select n.node, n.session, n.role, n.digest, n.raw, n.created_at from infold.samples s"
     " join infold.nodes n on n.tenant = $1 and n.node = s.node"
-    " where s.tenant = $1 and s.reason = ''"
+    " where s.tenant = $1 and s.reason = $3"
     " and not exists (select from infold.seals q where q.tenant = $1 and q.digest = n.digest)"
     " order by n.created_at desc, n.depth desc, n.node limit $2"
 )
@@ -162,12 +163,12 @@ async def are_learnt(connection: asyncpg.Connection, tenant: bytes, nodes: Seque
 
 async def load_learnt(connection: asyncpg.Connection, tenant: bytes, most: int = MOST_MESSAGES) -> list[LearntRow]:
     """The newest messages that may be learnt from, in no order."""
-    return [LearntRow(*row) for row in await connection.fetch(LEARNT, tenant, most)]
+    return [LearntRow(*row) for row in await connection.fetch(LEARNT, tenant, most, "")]
 
 
 async def load_secret(connection: asyncpg.Connection, tenant: bytes, most: int) -> list[LearntRow]:
     """The newest messages that are not learnt from because a key stands in them; what is sealed is left out."""
-    return [LearntRow(*row) for row in await connection.fetch(LEARNT.replace("''", "'secret'"), tenant, most)]
+    return [LearntRow(*row) for row in await connection.fetch(LEARNT, tenant, most, "secret")]
 
 
 # Trainings

@@ -15,7 +15,7 @@ from proxy.commands.shown import Rows, Shown
 
 if TYPE_CHECKING:
     from memory.nouns import AdapterTold, Training
-    from proxy.rest.bodies import AdaptersListed, LearningTold, TrainingTold
+    from proxy.rest.learning import AdaptersListed, LearningTold, TrainingTold
 
 POLL_SECONDS = 1.0  # where another process trains
 WORDS = {"on": True, "off": False}
@@ -35,7 +35,7 @@ async def learning(
     The operator allows it for all with `slm.learning.enabled`, and you for yourself with this. Off: nothing more is
     learnt, and what was learnt is not used; on again it is. `infold slm train` trains.
     """
-    from proxy.rest.bodies import LearningTold
+    from proxy.rest.learning import LearningTold
 
     if word is None:
         return LearningTold(learning=await at.memory.learning.state(at.tenant))
@@ -103,7 +103,7 @@ async def train(
     Four fifths of the conversations are learnt from, the newest fifth is held out to judge by. What passes is on trial
     for some answers, then in use. Ctrl-C saves where it stands; the same command goes on from there.
     """
-    from proxy.rest.bodies import TrainingTold
+    from proxy.rest.learning import TrainingTold
 
     found = await at.memory.learning.want(at.tenant, force)
     if wait:
@@ -190,7 +190,7 @@ async def adapters(at: At) -> "AdaptersListed":
 
 
 def listed(found: "list[AdapterTold]") -> "AdaptersListed":
-    from proxy.rest.bodies import AdaptersListed
+    from proxy.rest.learning import AdaptersListed
 
     return AdaptersListed(adapters=found, count=len(found))
 

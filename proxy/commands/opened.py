@@ -31,8 +31,8 @@ class At:
     place: "Place"
     model: str  # against whose window a session is measured
     embedder: "Embedder | None"
+    config: "Config"
     names_session: bool = False
-    config: "Config | None" = None
 
     @property
     def named_place(self) -> "Place | None":
@@ -42,12 +42,10 @@ class At:
     @property
     def home(self) -> Path:
         """The data directory."""
-        assert self.config is not None
         return self.config.data_dir
 
     @property
     def slm(self) -> "Slm":
-        assert self.config is not None
         return self.config.slm_settings
 
     @property
@@ -56,7 +54,6 @@ class At:
         from memory.slm.bases import Bases
         from proxy.config import engine_environment
 
-        assert self.config is not None
         return Bases(self.slm, self.config.models_home, engine_environment())
 
     @property
@@ -124,7 +121,7 @@ async def opened(config: "Config", dsn: str, key: str | None, session: str | Non
         settings = replace(config.settings, slm=await asyncio.to_thread(nearby, config))
         whole = memory(pool, dsn, Counter(), ModelTable(config.overrides), settings, embedder=embedding)
         who = Principal(tenant, "cli", is_person=True)
-        yield At(whole, who, place(tenant, session), config.primary_model, embedding, session is not None, config)
+        yield At(whole, who, place(tenant, session), config.primary_model, embedding, config, session is not None)
     finally:
         await pool.close()
         if embedding is not None:

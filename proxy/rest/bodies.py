@@ -410,40 +410,6 @@ class Confirm(Asked, frozen=True, kw_only=True):
     confirm: Annotated[Any, Meta(description="The word `erase`.", extra_json_schema={"const": "erase"})]
 
 
-class Allow(Asked, frozen=True, kw_only=True):
-    enabled: Flag
-    past: Annotated[
-        Any,
-        Meta(
-            description="Learn from what is stored already, too; else from what is said from now on.",
-            extra_json_schema={"type": "boolean"},
-        ),
-    ] = False
-
-
-class Forced(Asked, frozen=True, kw_only=True):
-    force: Annotated[
-        Any,
-        Meta(
-            description="Also with few messages, or with a model that is too large for a processor.",
-            extra_json_schema={"type": "boolean"},
-        ),
-    ] = False
-
-
-class LearningTold(Answer, frozen=True, kw_only=True):
-    learning: nouns.LearningState
-
-
-class TrainingTold(Answer, frozen=True, kw_only=True):
-    training: nouns.Training
-
-
-class AdaptersListed(Answer, frozen=True, kw_only=True):
-    adapters: list[nouns.AdapterTold]
-    count: int
-
-
 class TurnRead(Answer, frozen=True, kw_only=True):
     """A turn, explained. There are more fields than are named here."""
 

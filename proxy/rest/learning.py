@@ -1,7 +1,38 @@
 """A small model that learns from the tenant's conversations: allowed or not, what was learnt, and back."""
 
+from typing import Annotated
+
+from msgspec import Meta
+
+from memory import nouns
 from proxy.rest.asking import Asking
-from proxy.rest.bodies import AdaptersListed, Allow, Forced, LearningTold, TrainingTold
+from proxy.rest.bodies import Answer, Asked, Flag
+
+
+class Allow(Asked, frozen=True, kw_only=True):
+    enabled: Flag
+    past: Annotated[
+        Flag, Meta(description="Learn from what is stored already, too; else from what is said from now on.")
+    ] = False
+
+
+class Forced(Asked, frozen=True, kw_only=True):
+    force: Annotated[
+        Flag, Meta(description="Also with few messages, or with a model that is too large for a processor.")
+    ] = False
+
+
+class LearningTold(Answer, frozen=True, kw_only=True):
+    learning: nouns.LearningState
+
+
+class TrainingTold(Answer, frozen=True, kw_only=True):
+    training: nouns.Training
+
+
+class AdaptersListed(Answer, frozen=True, kw_only=True):
+    adapters: list[nouns.AdapterTold]
+    count: int
 
 
 async def state(asking: Asking) -> LearningTold:
