@@ -258,7 +258,7 @@ def drift_after(order: TrainingOrder, pull: float) -> float:
     kept = publish(order.folder / "home", "t1", foundation, order.folder / "adapter", {})
     carrying, _ = attach(base, open_adapter(kept.folder, foundation))
     batch = batch_of(carrying, [encode(base, (("user", GENERAL[0]), ("assistant", GENERAL[1])))])
-    return float(drifts(carrying, batch).sum())
+    return float(drifts(carrying, batch).detach().sum())
 
 
 def test_what_stands_beside_a_row_in_its_batch_changes_nothing(small):
