@@ -84,6 +84,23 @@ def test_a_part_of_an_item_that_was_corrected_meanwhile_has_no_text():
     assert part_text(row, {}) is None
 
 
+async def test_a_word_costs_what_it_finds_however_much_its_tenant_has(connection, owner):
+    await owner.execute(
+        "insert into infold.passages (tenant, item, ordinal, session, kind, start, stop, length, terms)"
+        " select case when n % 10 = 0 then $1::bytea else $3 end, gen_random_uuid(), 0, $2, 1, 0, 9, 3, array[n % 1000, n]"
+        " from generate_series(1, 50000) n",
+        TENANT, HOME.id, bytes(16),
+    )  # fmt: skip
+    await owner.execute("vacuum analyze infold.passages")
+    rows = await connection.fetch(
+        "select * from infold.find_words($1, $2, null, false, $3, 5000, 3, 50)", TENANT, SCOPE, [10, 20, 30]
+    )
+    await connection.execute("select pg_stat_force_next_flush()")
+    key = "select idx_tup_read from pg_stat_user_indexes where indexrelname = 'passages_pkey'"
+    assert (len(rows), rows[0]["having_terms"]) == (50, [50, 50, 50])
+    assert await owner.fetchval(key) == 0
+
+
 async def test_the_database_ranks_words_as_the_fusion_does(connection):
     ids = [new_id() for _ in range(4)]
     for id, words in zip(ids, ("rare", "rare " + "x " * 40, "often", "often rare " + "x " * 90), strict=True):
