@@ -144,6 +144,7 @@ class Finder:
         space = space_id(self._embedder.name) if self._embedder else 0
         keys = keys_of(scope, space) if embedding and self._embedder else []
         try:
+            await asyncio.sleep(0)  # the embedding is under way while the words are read
             known = await self._vocabulary(scope.tenant)
             asked = wanted(scope.tenant, query, known)
             async with self._pool.connection(SEARCH_SECONDS) as connection:
