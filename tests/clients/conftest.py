@@ -21,6 +21,14 @@ DriverOf = Callable[[Client, str], Driver]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--environments", help="folder of the clients' environments (default: the user's cache)")
+    parser.addoption(
+        "--recall-tool", default="off", choices=["off", "auto"], help="the setting; the table is told of `off` alone"
+    )
+
+
+@pytest.fixture(scope="session")
+def recall_tool(request: pytest.FixtureRequest) -> str:
+    return str(request.config.getoption("--recall-tool", "off"))
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +38,7 @@ def environments(request: pytest.FixtureRequest) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bench(new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+def bench(new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory, recall_tool: str) -> Iterator[Bench]:
     """client -> recorder -> Infold -> recorder -> provider; and client -> recorder -> provider."""
     provider = Provider()
     with (
@@ -38,7 +46,7 @@ def bench(new_database: NewDatabase, tmp_path_factory: pytest.TempPathFactory) -
         ScriptedUpstream(provider) as upstream,
         Recorder(upstream.url) as around,
         Recorder(upstream.url) as back,
-        proxying(back.url, dsn, tmp_path_factory.mktemp("clients")) as proxy,
+        proxying(back.url, dsn, tmp_path_factory.mktemp("clients"), recall_tool=recall_tool) as proxy,
         Recorder(proxy.url) as front,
     ):
         yield Bench(provider, around, front, back)
@@ -62,8 +70,9 @@ def driver_of(environments: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 @pytest.fixture(scope="session")
-def book() -> Iterator[Book]:
+def book(recall_tool: str) -> Iterator[Book]:
     """What came of each client and scenario; written at the end, so that docs/compatibility.md can tell it."""
     book = Book.load()
     yield book
-    book.save()
+    if recall_tool == "off":
+        book.save()
