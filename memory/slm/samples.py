@@ -1,13 +1,13 @@
 """Rows to learn from and questions to be judged by, made of recorded conversations by rule. Pure.
 
 A row is a chat whose last message is the reply to learn. Rows are split by conversation, never by row: what is held
-out was said in conversations that training has not seen. A message that holds a secret is nowhere.
+out was said in conversations that training has not seen, and in none that it has. A message with a secret is nowhere.
 """
 
 import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from hashlib import blake2b
 from itertools import islice
@@ -119,6 +119,17 @@ def splits(conversations: Sequence[Conversation]) -> Mapping[str, Split]:
     return parts | {one.id: Split.HELD_OUT for one in by_age[-held:]}
 
 
+def told_once(conversations: Sequence[Conversation]) -> tuple[Conversation, ...]:
+    """The same without what was said word for word in an earlier one: nothing is learnt twice, and nothing of what is
+    held out was trained on, as a branch of a conversation or a text that was pasted again would have it."""
+    heard: set[str] = set()
+    kept = {}
+    for one in sorted(conversations, key=lambda one: (one.ended, one.id)):
+        kept[one.id] = replace(one, utterances=tuple(said for said in one.utterances if said.text not in heard))
+        heard |= {said.text for said in one.utterances}
+    return tuple(kept[one.id] for one in conversations)
+
+
 def rows_of(conversations: Sequence[Conversation], wanted: Sequence[Task], passages: int = 1) -> tuple[Row, ...]:
     """The rows of all conversations, in their order.
 
@@ -131,7 +142,7 @@ def rows_of(conversations: Sequence[Conversation], wanted: Sequence[Task], passa
     parts = splits(conversations)
     made = tuple(
         row
-        for one in conversations
+        for one in told_once(conversations)
         for task in wanted
         for row in MAKERS[task](without_secrets(one), parts[one.id], passages)
     )
@@ -150,7 +161,7 @@ def questions_of(
     parts = splits(conversations)
     return tuple(
         question
-        for one in conversations
+        for one in told_once(conversations)
         if parts[one.id] is split
         for question in asked(without_secrets(one), passages)
     )

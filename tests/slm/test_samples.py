@@ -1,6 +1,7 @@
 """Rows are made of conversations by rule, split by conversation, and hold no secret."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -81,6 +82,17 @@ def test_questions_are_asked_about_held_out_conversations_alone():
     assert len(questions) >= 20
     assert {parts[question.conversation] for question in questions} == {Split.HELD_OUT}
     assert len({question.id for question in questions}) == len(questions)
+
+
+def test_what_an_earlier_conversation_has_is_neither_learnt_twice_nor_held_out():
+    """As the branches of a conversation have it, and several that begin with the same document."""
+    first = said(*(f"The crane at berth {n} lifts {n + 40} tonnes since March." for n in range(6)), name="first")
+    second = replace(said(*(u.text for u in first.utterances), "A pilot costs $340 a trip.", name="second"), ended=1.0)
+    third = replace(said(*(u.text for u in second.utterances), "The fog over the harbour lifted by 2026-03-04.", name="third"), ended=2.0)
+    rows = rows_of((third, first, second), [Task.ANSWER])
+    assert len({row.messages for row in rows}) == len(rows)
+    assert {row.conversation for row in rows if "crane" in row.messages[-2][1]} == {"first"}
+    assert [question.answer for question in questions_of((third, first, second))] == ["2026-03-04"]
 
 
 def test_a_row_names_the_messages_that_it_was_made_of():
