@@ -3,43 +3,28 @@
 Imports torch and peft when the first one is loaded, so only an engine's child process uses this.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from memory.slm.adapters import (
-    MOST_HEADER_BYTES,
-    WEIGHTS,
-    Adapter,
-    BadAdapter,
-    Foundation,
-    open_adapter,
-    shapes_in,
-)
-
-MOST_LOADED = 4  # at once; of more the one that was used longest ago is loaded again when it is asked for
-MOST_KNOWN = 256
+from memory.slm.adapters import MOST_HEADER_BYTES, WEIGHTS, Adapter, BadAdapter, shapes_in
+from memory.slm.known import MOST_LOADED, KnownAdapters
 
 
 class Carried:
     """For one thread at a time, and never while the model writes; `known` may be read at any time."""
 
-    def __init__(self, model: Any, home: Path | None, foundation: Callable[[], Foundation]) -> None:
-        """
-        Args:
-            home: of adapters; what lies elsewhere is not loaded. None: nothing is.
-            foundation: what an adapter has to fit; asked for once, when the first one comes.
-        """
+    def __init__(self, model: Any, known: KnownAdapters) -> None:
         self._model = model
-        self._home = home
-        self._foundation = cache(foundation)
+        self._known = known
         self._peft: Any = None  # the model with its adapters, while it has any
         self._loaded: dict[str, str] = {}  # name -> peft's name; the one used longest ago first
         self._count = 0
         self._worn = ""
-        self.known: dict[str, Adapter] = {}
+
+    @property
+    def known(self) -> Mapping[str, Adapter]:
+        return self._known.adapters
 
     def learn(self, name: str, path: str) -> None:
         """Look at an adapter's folder and load it; another one of that name is forgotten.
@@ -47,17 +32,15 @@ class Carried:
         Raises:
             BadWeights: it must not be loaded, lies elsewhere than adapters do, or there are too many.
         """
-        adapter = open_adapter(self._placed(path), self._foundation())
-        if name not in self.known and len(self.known) >= MOST_KNOWN:
-            raise BadAdapter(f"this engine knows {MOST_KNOWN} adapters already; unload one")
+        adapter = self._known.look(name, path)
         self.forget(name)
         self._load(name, adapter)
-        self.known[name] = adapter
+        self._known.adapters[name] = adapter
 
     def forget(self, name: str) -> bool:
         """Whether there was such an adapter."""
         self._drop(name)
-        return self.known.pop(name, None) is not None
+        return self._known.adapters.pop(name, None) is not None
 
     def wear(self, name: str | None) -> str:
         """Answer with an adapter from now on, None: as the bare model. Gives what is worn: as long as that is the same,
@@ -71,22 +54,13 @@ class Carried:
             self._bare()
             return self._worn
         if name not in self._loaded:
-            self._load(name, open_adapter(self.known[name].folder, self._foundation()))
+            self._load(name, self._known.again(name))
         key = self._loaded[name] = self._loaded.pop(name)
         if key != self._worn:
             self._peft.set_adapter(key)
             self._peft.base_model.enable_adapter_layers()
             self._worn = key
         return self._worn
-
-    def _placed(self, path: str) -> Path:
-        """The folder; told nothing of what lies elsewhere, not even whether it is there."""
-        if self._home is None:
-            raise BadAdapter("this engine was started without a home of adapters")
-        home, folder = self._home.resolve(), Path(path)
-        if "\0" in path or not folder.is_absolute() or not folder.resolve().is_relative_to(home):
-            raise BadAdapter("an adapter must lie where this engine's adapters do")
-        return folder
 
     def _bare(self) -> None:
         if self._worn:

@@ -10,6 +10,7 @@ import json
 import os
 import select
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ def told() -> dict[str, Any]:
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)  # SIGIO ends us
     if not line or select.select([descriptor], [], [], 0)[0]:
         os._exit(0)  # it has ended already
-    os.nice(NICENESS)
+    os.nice(max(0, NICENESS - os.nice(0)))  # also for a child of a child
     settings: dict[str, Any] = json.loads(line)
     return settings
 
@@ -68,6 +69,20 @@ def window(told: Mapping[str, Any], own: int | None) -> int:
             f"{told['name']} has a window of {own:,} tokens; set `slm.window` to that or less, not {wanted:,}"
         )
     return wanted or own or 0
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that does not listen yet: until the model is there whoever comes is refused at once."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((host, port))
+    return listener
+
+
+def address(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def say(**words: object) -> None:

@@ -3,47 +3,43 @@
 Chat completions, completions and the list of models; one request at a time. A client that leaves is noticed at once,
 and the work for it ends after the token, or the chunk of the prompt, that is being computed.
 
-Adapters are loaded while it runs, by vLLM's protocol, and named in a request's `model`. Only who has the engine's key
-sees, loads or uses them: a proxy hands on what its clients send, and no client may have another's adapter.
+Adapters are loaded while it runs, as `lending.py` says.
 """
 
 import asyncio
-import hmac
 import logging
-import socket
 import threading
 import warnings
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from memory.budget import output_reserve
 from memory.errors import LLMMemoryError
 from memory.slm import child, wire
-from memory.slm.adapters import foundation_of
+from memory.slm.adapters import Adapter, foundation_of
 from memory.slm.carried import Carried
 from memory.slm.header import BadWeights
+from memory.slm.known import KnownAdapters
+from memory.slm.lending import body_of, named, not_offered, refused, routes, trusts, while_there
 from memory.slm.loading import folder_of, loaded, own_window
-from memory.slm.naming import is_adapter_of
 from memory.slm.probes import PROBES, Messages, frame
 from memory.slm.wire import Asked, Chat, Completion, Form, Refusal
 from memory.slm.writing import Model, Wish, Written
 from memory.types import Model as Known
 
-MOST_BODY_BYTES = 64 * 2**20
 UNWRITTEN = (RuntimeError, KeyError, BadWeights)  # what writing ends in; the latter two where an adapter has gone
 FAILURES = (OSError, ValueError, RuntimeError, KeyError, ImportError)  # what loading a model ends in
 
 T = TypeVar("T")
-Change = Callable[["Engine", bytes], Awaitable[str]]
 
 
 def main() -> int:
@@ -58,7 +54,7 @@ def main() -> int:
     torch.set_num_threads(told["threads"])
     transformers.utils.logging.disable_progress_bar()
     try:
-        listener = bound(told["host"], told["port"])
+        listener = child.bound(told["host"], told["port"])
     except OSError as error:
         child.fail(f"cannot listen on {told['host']}:{told['port']}: {error.strerror}")
     try:
@@ -68,31 +64,16 @@ def main() -> int:
         child.fail(str(error))
     except FAILURES as error:
         child.fail(f"transformers cannot run {told['path']}: {type(error).__name__}: {str(error)[:500]}")
-    carried = Carried(
-        model, told["adapters"] and Path(told["adapters"]), lambda: foundation_of(folder_of(told), told["quantization"])
-    )
+    home = told["adapters"] and Path(told["adapters"])
+    carried = Carried(model, KnownAdapters(home, lambda: foundation_of(folder_of(told), told["quantization"])))
     engine = Engine(told["name"], tokenizer, Model(model, tokenizer, window, carried.wear), carried, told["key"])
     known = measured(engine)
     listener.listen()
-    child.say(ready=True, url=f"{address(listener)}/v1", window=window, **known)
+    child.say(ready=True, url=f"{child.address(listener)}/v1", window=window, **known)
     child.mute()
     config = uvicorn.Config(app(engine), log_config=None, lifespan="off", timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[listener])
     return 0
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """A socket that does not listen yet: until the model is there whoever comes is refused at once."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
-    return listener
-
-
-def address(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def measured(engine: "Engine") -> dict[str, Any]:
@@ -119,7 +100,7 @@ class Engine:
         """`key`: of who may use adapters; None: nobody may."""
         self.name = name
         self.carried = carried
-        self._key = key
+        self.key = key
         self._tokenizer = tokenizer
         self._model = model
         self._turn = asyncio.Lock()
@@ -149,22 +130,15 @@ class Engine:
             raise Refusal(f"the model's chat template refuses these messages: {error}", param="messages") from error
         return tokens
 
-    def trusts(self, request: Request) -> bool:
-        """Whether it has our key."""
-        given = request.headers.get("authorization", "").encode()
-        return self._key is not None and hmac.compare_digest(given, f"Bearer {self._key}".encode())
+    @property
+    def known(self) -> Mapping[str, Adapter]:
+        return self.carried.known
 
-    def adapter(self, asked: Asked, trusted: bool) -> str | None:
-        """The one that a request names; any other name stands for the bare model.
+    async def learn(self, name: str, path: str) -> None:
+        await self.change(lambda: self.carried.learn(name, path))
 
-        Raises:
-            Refusal: there is no such adapter, or not for this client.
-        """
-        if not isinstance(asked.model, str) or not is_adapter_of(self.name, asked.model):
-            return None
-        if not trusted or asked.model not in self.carried.known:
-            raise wire.no_adapter(asked.model)
-        return asked.model
+    async def forget(self, name: str) -> bool:
+        return await self.change(lambda: self.carried.forget(name))
 
     def wish(self, asked: Asked, adapter: str | None = None) -> Wish:
         """
@@ -232,104 +206,24 @@ def app(engine: Engine) -> Starlette:
     async def complete(request: Request) -> "Answer | JSONResponse":
         return await answer(engine, request, Completion)
 
-    async def models(request: Request) -> JSONResponse:
-        known = dict(engine.carried.known) if engine.trusts(request) else {}
-        folders = {name: adapter.folder for name, adapter in known.items()}
-        return JSONResponse(wire.models(engine.name, engine.window, folders))
-
-    async def load(request: Request) -> Response:
-        return await changed(engine, request, load_adapter)
-
-    async def unload(request: Request) -> Response:
-        return await changed(engine, request, unload_adapter)
-
-    async def health(request: Request) -> JSONResponse:
-        return JSONResponse({"status": "ok"})
-
     return Starlette(
         routes=[
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", complete, methods=["POST"]),
-            Route("/v1/models", models),
-            Route("/v1/load_lora_adapter", load, methods=["POST"]),
-            Route("/v1/unload_lora_adapter", unload, methods=["POST"]),
-            Route("/health", health),
+            *routes(engine),
         ],
         exception_handlers={404: not_offered, 405: not_offered},
     )
 
 
-async def not_offered(request: Request, error: Exception) -> JSONResponse:
-    refusal = Refusal(f"this engine has no {request.method} {request.url.path}: it does chats and completions", 404)
-    return refused(refusal)
-
-
-def refused(refusal: Refusal) -> JSONResponse:
-    return JSONResponse(refusal.body, refusal.status)
-
-
-async def body_of(request: Request) -> bytes:
-    """
-    Raises:
-        Refusal: it is too long.
-    """
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MOST_BODY_BYTES:
-            raise Refusal(f"a request has at most {MOST_BODY_BYTES:,} bytes", 413)
-    return bytes(body)
-
-
 async def answer(engine: Engine, request: Request, kind: type[Chat] | type[Completion]) -> "Answer | JSONResponse":
     try:
         asked = wire.parse(await body_of(request), kind)
-        adapter = engine.adapter(asked, engine.trusts(request))
+        adapter = named(engine, asked.model, trusts(engine, request))
         wish = await asyncio.to_thread(engine.wish, asked, adapter)
     except Refusal as refusal:
         return refused(refusal)
     return Answer(engine, asked, wish, Form(adapter or engine.name, len(wish.tokens), kind is Chat))
-
-
-# Adapters.
-
-
-async def changed(engine: Engine, request: Request, change: Change) -> Response:
-    if not engine.trusts(request):  # nothing tells that there is such an endpoint
-        return await not_offered(request, Refusal(""))
-    try:
-        return PlainTextResponse(await change(engine, await body_of(request)))
-    except Refusal as refusal:
-        return refused(refusal)
-
-
-async def load_adapter(engine: Engine, body: bytes) -> str:
-    """
-    Raises:
-        Refusal: it is none that this engine loads.
-    """
-    asked = wire.order(body, wire.Load)
-    name = asked.lora_name
-    if not is_adapter_of(engine.name, name):
-        raise Refusal(f"an adapter's name is {engine.name}-a<number>-<8 hexadecimal digits>", param="lora_name")
-    if name in engine.carried.known:
-        raise Refusal(f"The lora adapter '{name}' has already been loaded.", param="lora_name")
-    try:
-        await engine.change(lambda: engine.carried.learn(name, asked.lora_path))
-    except BadWeights as error:
-        raise Refusal(str(error), param="lora_path", code=wire.BAD_ADAPTER) from error
-    return f"Success: LoRA adapter '{name}' added successfully."
-
-
-async def unload_adapter(engine: Engine, body: bytes) -> str:
-    """
-    Raises:
-        Refusal: there is none of that name.
-    """
-    name = wire.order(body, wire.Unload).lora_name
-    if not await engine.change(lambda: engine.carried.forget(name)):
-        raise Refusal(f"The lora adapter '{name:.200}' cannot be found.", 404, "lora_name")
-    return f"Success: LoRA adapter '{name}' removed successfully."
 
 
 class Answer:
@@ -342,13 +236,7 @@ class Answer:
         self._form = form
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        work = asyncio.create_task(self._stream(send) if self._asked.stream else self._whole(scope, receive, send))
-        leaving = asyncio.create_task(left(receive))
-        await asyncio.wait({work, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        leaving.cancel()
-        work.cancel()
-        with suppress(asyncio.CancelledError):
-            await work
+        await while_there(receive, self._stream(send) if self._asked.stream else self._whole(scope, receive, send))
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         text = ""
@@ -381,15 +269,9 @@ async def say(send: Send, *events: wire.Json) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def left(receive: Receive) -> None:
-    """Returns when the client has gone."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 def broken(error: Exception) -> Refusal:
     """What torch raises, memory that is not there above all; its words may hold what was asked."""
     if not isinstance(error, RuntimeError):
-        return Refusal("the adapter that this model names has been taken away", 404, "model", "model_not_found")
+        return wire.taken_away()
     memory = "memory" in str(error).lower()
     return Refusal("there is not enough memory for this prompt" if memory else "the model could not compute this", 500)

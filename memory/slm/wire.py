@@ -214,3 +214,7 @@ def order(body: bytes, kind: type[T]) -> T:
 
 def no_adapter(name: str) -> Refusal:
     return Refusal(f"The model {name!r:.200} does not exist.", 404, "model", "model_not_found")
+
+
+def taken_away() -> Refusal:
+    return Refusal("the adapter that this model names has been taken away", 404, "model", "model_not_found")
