@@ -8,6 +8,7 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from memory.slm.tokenizer import read, tokenizer
 
@@ -40,11 +41,22 @@ def converted(path: Path, home: Path) -> Path:
 
 
 def write(path: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
-    where = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
-    loaded = AutoModelForCausalLM.from_pretrained(**where, dtype=torch.bfloat16)
+    write_weights(path, folder)
+    words = AutoTokenizer.from_pretrained(**where(path))
+    exact = tokenizer(read(path))
+    if exact is not None and exact.pre_tokenizer is not None:  # transformers forgets how digits are cut
+        words.backend_tokenizer.pre_tokenizer = exact.pre_tokenizer
+    words.save_pretrained(folder)
+
+
+def write_weights(path: Path, folder: Path) -> None:
+    """The model without its vocabulary."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(**where(path), dtype=torch.bfloat16)
     fields = loaded.config.to_dict()
     fields.pop("quantization_config", None)
     config = AutoConfig.for_model(**fields)
@@ -53,11 +65,11 @@ def write(path: Path, folder: Path) -> None:
     plain.tie_weights()
     plain.generation_config = loaded.generation_config
     plain.save_pretrained(folder)
-    words = AutoTokenizer.from_pretrained(**where)
-    exact = tokenizer(read(path))
-    if exact is not None and exact.pre_tokenizer is not None:  # transformers forgets how digits are cut
-        words.backend_tokenizer.pre_tokenizer = exact.pre_tokenizer
-    words.save_pretrained(folder)
+
+
+def where(path: Path) -> dict[str, Any]:
+    """How transformers is told of it."""
+    return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name, "local_files_only": True}
 
 
 def sha256(path: Path) -> str:

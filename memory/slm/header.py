@@ -41,6 +41,7 @@ class Header:
     fields: Mapping[str, Any]  # numbers, bools and texts
     lengths: Mapping[str, int]
     parameters: int
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)  # their sides, as ggml counts: innermost first
 
     def of_model(self, name: str) -> int | None:
         """A number that is kept under the architecture's name."""
@@ -118,17 +119,19 @@ def gguf_header(path: Path) -> Header:
         for _ in range(count):
             name, kind = reader.text().decode(errors="replace"), reader.number("I")
             (lengths if kind == ARRAY else fields)[name] = reader.value(kind)
+        shapes: dict[str, tuple[int, ...]] = {}
         parameters = last = 0
         for _ in range(tensors):
-            reader.text()
-            shape = [reader.number("Q") for _ in range(min(reader.number("I"), MOST_DIMENSIONS))]
+            name = reader.text().decode(errors="replace")
+            shape = tuple(reader.number("Q") for _ in range(min(reader.number("I"), MOST_DIMENSIONS)))
             reader.number("I")
+            shapes[name] = shape
             parameters, last = parameters + math.prod(shape), max(last, reader.number("Q"))
         said = fields.get("general.alignment")
         align = said if isinstance(said, int) and 0 < said <= MOST_HEADER_BYTES else ALIGNMENT
         if tensors and -(-file.tell() // align) * align + last >= os.fstat(file.fileno()).st_size:
             raise BadWeights(f"{path} ends before its last tensor: {PARTLY}")
-    return Header(fields, lengths, parameters)
+    return Header(fields, lengths, parameters, shapes)
 
 
 def safetensors_parameters(path: Path) -> int:
