@@ -55,7 +55,7 @@ def running(config: Config, backend: Backend, weights: Weights) -> Running:
         threads=slm.threads,
         window=slm.window,
         quantization=slm.quantization,
-        adapters=config.adapters_home,
+        adapters=config.adapters_home if backend == "transformers" or slm.learning.enabled else None,
     )
 
 

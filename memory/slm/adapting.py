@@ -64,8 +64,8 @@ def adapting(slm: Slm) -> Adapting:
     base = base_name(slm)
     if slm.backend == "none" or slm.url is None:
         return NoAdapters(base, "no local model runs here, so nothing could carry an adapter; set slm.backend")
-    if slm.backend == "llamacpp":
-        return NoAdapters(base, "llama.cpp takes adapters only at its start; set slm.backend to transformers")
+    if slm.backend == "llamacpp" and not slm.learning.enabled:  # llama.cpp itself listens there
+        return NoAdapters(base, "llama.cpp carries adapters where slm.learning is enabled")
     return RuntimeAdapters(slm.url, base, slm.key)
 
 
@@ -76,7 +76,7 @@ def base_name(slm: Slm) -> str:
 
 
 class RuntimeAdapters:
-    """By vLLM's protocol, which our own engine of transformers speaks, too."""
+    """By vLLM's protocol, which our own engines speak, too."""
 
     def __init__(self, url: str, base: str, key: str | None = None, seconds: float = LOAD_SECONDS) -> None:
         """

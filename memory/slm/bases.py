@@ -50,7 +50,8 @@ class Bases:
             EngineError: it has to be converted, and cannot be.
         """
         async with self._one:
-            weights = await asyncio.to_thread(locate, self._slm.model, self._home, READS["transformers"])
+            kinds = READS["llamacpp" if self._slm.backend == "llamacpp" else "transformers"]  # what is served is taught
+            weights = await asyncio.to_thread(locate, self._slm.model, self._home, kinds)
             mark = (weights, stamps(weights.path))
             if self._seen is None or self._seen[0] != mark:
                 folder = weights.path if weights.kind == "folder" else await self._converted(weights.path)

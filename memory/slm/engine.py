@@ -1,8 +1,8 @@
 """A local model that runs in a process of its own and speaks the OpenAI API at a URL.
 
-The process is `llamacpp.py` or `transformers_server.py`; what loads models is imported there and nowhere else. It gets
-its settings as a line of JSON on standard input, answers with a line when it is ready, and lives as long as somebody
-holds the pipe.
+The process is `transformers_server.py` or `llamacpp.py`; where llama.cpp lends adapters, `llamacpp_server.py` stands
+before it. What loads models is imported there and nowhere else. It gets its settings as a line of JSON on standard
+input, answers with a line when it is ready, and lives as long as somebody holds the pipe.
 """
 
 import json
@@ -27,6 +27,7 @@ Backend = Literal["llamacpp", "transformers"]
 Quantization = Literal["none", "8bit", "4bit"]
 
 MODULES: Mapping[Backend, str] = {"llamacpp": "memory.slm.llamacpp", "transformers": "memory.slm.transformers_server"}
+LENDING = "memory.slm.llamacpp_server"  # before llama.cpp, which takes adapters only at its start
 READS: Mapping[Backend, tuple[Kind, ...]] = {"llamacpp": ("gguf",), "transformers": ("folder", "gguf")}
 PATIENCE_SECONDS = 600.0  # for large models on slow disks
 LEAVING_SECONDS = 5.0
@@ -50,6 +51,8 @@ class Running:
     port: int = 0  # 0: a free one
     adapter: Path | None = None
     adapters: Path | None = None  # below which adapters lie that are loaded while it runs; None: none are
+    loras: tuple[Path, ...] | None = None  # llama.cpp's own, for requests that name them; then who asks needs the key
+    template: str | None = None  # for files that have none inside; None: the registry's
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,7 @@ class Engine:
     def spawn(self, port: int) -> None:
         """Start the process; `wait` tells when it is ready."""
         self.stop()  # what is left of the one before
-        module = MODULES[self.running.backend]
+        module = module_of(self.running)
         path = [str(Path(place).absolute()) for place in sys.path]
         self._said = b""
         self._process = subprocess.Popen(
@@ -177,13 +180,18 @@ def calm(threads: int) -> Mapping[str, str]:
     }
 
 
+def module_of(running: Running) -> str:
+    return LENDING if running.backend == "llamacpp" and running.adapters is not None else MODULES[running.backend]
+
+
 def settings(running: Running, port: int, key: str) -> dict[str, Any]:
     """What the child is told."""
     told = {name: value for name, value in asdict(running).items() if name != "weights"}
     weights = running.weights
     known = weights.model.template if weights.model is not None else None
     told |= {"path": weights.path, "kind": weights.kind, "name": weights.name, "port": port, "key": key}
-    told["template"] = TEMPLATES.get(known or "")  # for files that have none inside
+    told["template"] = running.template or TEMPLATES.get(known or "")
+    told["loras"] = running.loras and [str(path) for path in running.loras]
     return {name: str(value) if isinstance(value, Path) else value for name, value in told.items()}
 
 

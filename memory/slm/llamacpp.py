@@ -54,7 +54,8 @@ def main() -> int:
             child.fail(reason(told, said(), str(error)))
     for number in (signal.SIGTERM, signal.SIGINT):  # llama.cpp's own handlers end its server and not the process
         signal.signal(number, signal.SIG_DFL)
-    child.say(ready=True, url=f"{server.listening_address}/v1", **measured(server.listening_address))
+    address, key = server.listening_address, told["key"] if told["loras"] is not None else None
+    child.say(ready=True, url=f"{address}/v1", **measured(address, key))
     child.mute()
     child.last()
 
@@ -86,8 +87,11 @@ def params(xllamacpp: Any, told: Mapping[str, Any]) -> Any:
     if not header.fields.get("tokenizer.chat_template"):
         given.chat_template = told["template"] or NO_TEMPLATE
         given.default_template_kwargs = {} if told["template"] else {"refuse": "true"}
-    if told["adapter"]:
-        given.lora_adapters = [adapter(xllamacpp, told["adapter"])]
+    if told["loras"] is not None:  # they weigh nothing but in requests that name them
+        given.lora_adapters = [lora(xllamacpp, path, 0.0) for path in told["loras"]]
+        given.lora_init_without_apply, given.api_keys = True, [told["key"]]
+    elif told["adapter"]:
+        given.lora_adapters = [lora(xllamacpp, checked(told["adapter"]), 1.0)]
     return given
 
 
@@ -96,15 +100,19 @@ def has_gpu(xllamacpp: Any) -> bool:
     return any(device["type"] != kinds.GGML_BACKEND_DEVICE_TYPE_CPU for device in xllamacpp.get_device_info())
 
 
-def adapter(xllamacpp: Any, path: str) -> Any:
+def checked(path: str) -> str:
     """
     Raises:
         Refused: llama.cpp does not read such a file.
     """
     if not path.lower().endswith(".gguf"):
         raise child.Refused(f"{path} is no .gguf file; llama.cpp takes adapters in no other form")
+    return path
+
+
+def lora(xllamacpp: Any, path: str, scale: float) -> Any:
     info = xllamacpp.CommonAdapterLoraInfo()
-    info.path, info.scale = path, 1.0
+    info.path, info.scale = path, scale
     return info
 
 
@@ -145,15 +153,15 @@ def reason(told: Mapping[str, Any], said: str, error: str) -> str:
 # What the proxy needs to know to count as it counts.
 
 
-def measured(address: str) -> dict[str, Any]:
+def measured(address: str, key: str | None) -> dict[str, Any]:
     """The window, the tokens of the probes, and what the chat template adds."""
-    (model,) = asked(address, "GET", "/v1/models")["data"]
+    (model,) = asked(address, key, "GET", "/v1/models")["data"]
 
     def tokens(text: str) -> int:
-        return len(asked(address, "POST", "/tokenize", {"content": text})["tokens"])
+        return len(asked(address, key, "POST", "/tokenize", {"content": text})["tokens"])
 
     def prompt(messages: Messages) -> int | None:
-        counted = asked(address, "POST", "/v1/chat/completions/input_tokens", {"messages": messages})
+        counted = asked(address, key, "POST", "/v1/chat/completions/input_tokens", {"messages": messages})
         return counted.get("input_tokens")  # none where the template refuses them
 
     added = frame(tokens, prompt)
@@ -165,11 +173,12 @@ def measured(address: str) -> dict[str, Any]:
     }
 
 
-def asked(address: str, method: str, path: str, body: object = None) -> dict[str, Any]:
+def asked(address: str, key: str | None, method: str, path: str, body: object = None) -> dict[str, Any]:
     host = urlsplit(address).netloc
     connection = HTTPConnection(host, timeout=PATIENCE_SECONDS)
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
     try:
-        connection.request(method, path, json.dumps(body) if body is not None else None)
+        connection.request(method, path, json.dumps(body) if body is not None else None, headers)
         answer: dict[str, Any] = json.loads(connection.getresponse().read())
     finally:
         connection.close()

@@ -163,7 +163,7 @@ def running(slm: Slm, data_dir: Path) -> Running:
         threads=slm.threads,
         window=slm.window,
         quantization=slm.quantization,
-        adapters=data_dir / "adapters",
+        adapters=data_dir / "adapters" if backend == "transformers" or slm.learning.enabled else None,
     )
 
 

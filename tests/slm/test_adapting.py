@@ -11,11 +11,12 @@ import httpx
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from memory.settings import Slm
+from memory.settings import Learning, Slm
 from memory.slm.adapters import CONFIG, META, WEIGHTS, Adapter, BadAdapter, Foundation, foundation_of, remove
 from memory.slm.adapting import RuntimeAdapters, adapting
-from memory.slm.carried import MOST_LOADED
+from memory.slm.convert import converted
 from memory.slm.engine import Engine
+from memory.slm.known import MOST_LOADED
 from memory.slm.naming import adapter_name
 from memory.slm.weights import Weights
 from tests.slm.engines import running, url_of
@@ -30,14 +31,19 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(tiny_weights: Weights, place: Path) -> Iterator[Engine]:
-    with running(tiny_weights, place / "models", backend="transformers", adapters=place / "adapters") as started:
+def folder(tiny_weights: Weights, place: Path) -> Path:
+    """What is trained upon."""
+    return converted(tiny_weights.path, place / "models")
+
+
+@pytest.fixture(scope="module", params=["transformers", "llamacpp"])
+def engine(tiny_weights: Weights, place: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with running(tiny_weights, place / "models", backend=request.param, adapters=place / "adapters") as started:
         yield started
 
 
 @pytest.fixture(scope="module")
-def base(engine: Engine, place: Path) -> Foundation:
-    (folder,) = (place / "models" / "converted").iterdir()
+def base(folder: Path) -> Foundation:
     return foundation_of(folder)
 
 
@@ -57,7 +63,7 @@ def there(engine: Engine) -> Iterator[RuntimeAdapters]:
 
 def of(engine: Engine, **more: Any) -> Any:
     slm = {"backend": engine.running.backend, "model": engine.name, "url": url_of(engine), "key": engine.key}
-    return adapting(Slm(**{**slm, **more}))
+    return adapting(Slm(**{**slm, "learning": Learning(enabled=True), **more}))
 
 
 def name_of(engine: Engine, number: int) -> str:
@@ -164,7 +170,10 @@ def test_more_adapters_than_are_held_at_once_all_answer_as_the_first_time(
 def test_an_adapter_whose_folder_has_gone_is_told_and_the_model_goes_on(
     engine: Engine, there: RuntimeAdapters, adapters: list[Adapter], place: Path, base: Foundation
 ) -> None:
-    gone, names = published(place, "gone", base, 77), [name_of(engine, n) for n in range(1, MOST_LOADED + 2)]
+    gone, names = (
+        published(place, f"gone-{engine.running.backend}", base, 77),
+        [name_of(engine, n) for n in range(1, MOST_LOADED + 2)],
+    )
     bare = said(engine, engine.name)
     for name, adapter in zip(names, [gone, *adapters], strict=False):
         asyncio.run(there.load(name, adapter))  # the last one takes the first one's place in memory
@@ -233,7 +242,7 @@ def test_a_folder_that_must_not_be_loaded_is_refused_and_the_model_answers_as_be
     engine: Engine, there: RuntimeAdapters, place: Path, base: Foundation, tmp_path: Path, kind: str
 ) -> None:
     before, name = said(engine, engine.name), name_of(engine, 1)
-    adapter = published(place, "bad-" + kind.replace(" ", "-"), base, 5)
+    adapter = published(place, f"bad-{kind.replace(' ', '-')}-{engine.running.backend}", base, 5)
     got = load(engine, name, hostile(kind, adapter.folder, place, tmp_path))
     error = got.json()["error"]
     assert (got.status_code, error["code"], error["param"]) == (400, "bad_adapter", "lora_path")
@@ -255,9 +264,8 @@ def test_a_client_tells_that_a_folder_is_refused(engine: Engine, adapters: list[
 
 @pytest.mark.parametrize("quantization", ["8bit", "4bit"])
 def test_quantized_bases_carry_adapters_and_lose_them_without_a_trace(
-    engine: Engine, place: Path, tmp_path: Path, quantization: str
+    folder: Path, tmp_path: Path, quantization: str
 ) -> None:
-    (folder,) = (place / "models" / "converted").iterdir()
     weights = Weights(folder, "folder", None, "small")
     adapter = published(tmp_path, "t", foundation_of(folder, quantization), 3)
     how = {"backend": "transformers", "quantization": quantization, "adapters": tmp_path / "adapters"}
@@ -270,14 +278,12 @@ def test_quantized_bases_carry_adapters_and_lose_them_without_a_trace(
         assert said(quantized, "small") == before != changed
 
 
+@pytest.mark.parametrize("backend", ["transformers", "llamacpp"])
 def test_a_real_model_says_what_it_said_while_and_after_it_carries_an_adapter(
-    smollm2: Weights, models_home: Path, tmp_path: Path
+    smollm2: Weights, models_home: Path, tmp_path: Path, backend: str
 ) -> None:
-    how = {"backend": "transformers", "adapters": tmp_path / "adapters"}
-    with running(smollm2, models_home, **how) as real:
-        folders = (models_home / "converted").iterdir()
-        bases = [foundation_of(folder) for folder in folders if (folder / "config.json").is_file()]
-        base = next(one for one in bases if len(one.shapes) > 100)
+    base = foundation_of(converted(smollm2.path, models_home))
+    with running(smollm2, models_home, backend=backend, adapters=tmp_path / "adapters") as real:
         adapter, name = published(tmp_path, "t", base, 1), name_of(real, 1)
         before = said(real, real.name, max_tokens=24)
         assert "rain" in before.lower()

@@ -103,7 +103,7 @@ async def test_an_engine_that_does_not_answer_is_waited_for_no_longer_than_was_s
 @pytest.mark.parametrize(("slm", "words"), [
     (Slm(), "no local model runs here"),
     (Slm(backend="llamacpp"), "no local model runs here"),
-    (Slm(backend="llamacpp", url="http://127.0.0.1:1/v1"), "set slm.backend to transformers"),
+    (Slm(backend="llamacpp", url="http://127.0.0.1:1/v1"), "where slm.learning is enabled"),
 ])  # fmt: skip
 def test_where_no_adapter_can_be_there_are_none(slm: Slm, words: str) -> None:
     there = adapting(slm)

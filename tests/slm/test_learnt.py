@@ -57,14 +57,20 @@ class Quick(Children):
         return await Children.measure(self, replace(order, exampled=(), most_open=2))
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
+@pytest.fixture(scope="module", params=["transformers", "llamacpp"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Who serves what was learnt; transformers trains it."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def engine(smollm2: Weights, models_home: Path, home: Path) -> Iterator[Engine]:
-    with running(smollm2, models_home, backend="transformers", adapters=home / "adapters") as started:
+def home(tmp_path_factory: pytest.TempPathFactory, backend: str) -> Path:
+    return tmp_path_factory.mktemp(backend)
+
+
+@pytest.fixture(scope="module")
+def engine(smollm2: Weights, models_home: Path, home: Path, backend: str) -> Iterator[Engine]:
+    with running(smollm2, models_home, backend=backend, adapters=home / "adapters") as started:
         yield started
 
 
@@ -82,13 +88,11 @@ def hold_conversations(dsn: str, folder: Path) -> None:
 
 
 async def test_a_conversation_is_learnt_from_judged_served_and_rolled_back(
-    dsn, pool, owner, engine, models_home, home, tmp_path
+    dsn, pool, owner, engine, backend, models_home, home, tmp_path
 ):
     hold_conversations(dsn, tmp_path)
     tenant = await owner.fetchval("select distinct tenant from infold.nodes")
-    slm = Slm(
-        backend="transformers", model="smollm2-135m-instruct", url=url_of(engine), key=engine.key, learning=LEARNING
-    )
+    slm = Slm(backend=backend, model="smollm2-135m-instruct", url=url_of(engine), key=engine.key, learning=LEARNING)
     learning, bases = Learning(pool, slm, utc_now), Bases(slm, models_home)
     await learning.switch(tenant, True, past=True)
     wanted = await learning.want(tenant)

@@ -26,8 +26,8 @@ import sys, time
 from pathlib import Path
 from memory.slm.engine import Engine, Running, start
 from memory.slm.weights import locate
-path, home, waits = sys.argv[1:]
-running = Running("llamacpp", locate(path, Path(home)), Path(home))
+path, home, waits, *adapters = sys.argv[1:]
+running = Running("llamacpp", locate(path, Path(home)), Path(home), adapters=Path(adapters[0]) if adapters else None)
 if waits == "waits":
     engine = start(running)
 else:
@@ -38,9 +38,13 @@ time.sleep(600)
 """
 
 
-@pytest.fixture(scope="module")
-def engine(tiny_weights: Weights, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with running(tiny_weights, tmp_path_factory.mktemp("home")) as started:
+@pytest.fixture(scope="module", params=["by itself", "lending adapters"])
+def engine(
+    tiny_weights: Weights, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Engine]:
+    home = tmp_path_factory.mktemp("home")
+    lends = request.param == "lending adapters"
+    with running(tiny_weights, home, adapters=home / "adapters" if lends else None) as started:
         yield started
 
 
@@ -105,6 +109,7 @@ def test_an_adapter_changes_what_is_said(engine: Engine, tiny_weights: Weights, 
 
 def test_an_adapter_of_another_kind_is_refused(tiny_weights: Weights, tmp_path: Path) -> None:
     assert "is no .gguf file" in refused(tiny_weights, tmp_path, adapter=tmp_path)
+    assert "either one adapter from its start" in refused(tiny_weights, tmp_path, adapter=tmp_path, adapters=tmp_path)
 
 
 def test_a_prompt_beyond_the_window_is_refused_with_both_numbers(engine: Engine) -> None:
@@ -132,17 +137,25 @@ def test_it_yields_to_everybody_else(engine: Engine) -> None:
     assert os.getpriority(os.PRIO_PROCESS, engine.pid) == 10
 
 
+@pytest.mark.parametrize("lends", [False, True])
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_client_that_leaves_frees_the_engine(smollm2: Weights, tmp_path: Path, stream: bool) -> None:
+def test_a_client_that_leaves_frees_the_engine(smollm2: Weights, tmp_path: Path, stream: bool, lends: bool) -> None:
     """What was left behind would take minutes; whoever comes next does not wait for it."""
-    with running(smollm2, tmp_path) as real:
+    with running(smollm2, tmp_path, adapters=tmp_path if lends else None) as real:
         asked = {"messages": [{"role": "user", "content": LONG}], "max_tokens": 8_000, "ignore_eos": True}
         with socket.create_connection(httpx.URL(url_of(real)).netloc.decode().split(":")) as leaving:  # type: ignore[arg-type]
             body = json.dumps({**asked, "stream": stream}).encode()
             head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
             leaving.sendall(head.encode() + body)
-            wait_until(lambda: cpu_seconds(real.pid) > 3, 120)  # it is at work
+            at_work = max([real.pid, *below(real.pid)])
+            wait_until(lambda: cpu_seconds(at_work) > 3, 120)
         assert chat(real).status_code == 200
+
+
+def below(pid: int) -> list[int]:
+    """The processes that it started, whichever thread did."""
+    found = [file.read_text().split() for file in Path(f"/proc/{pid}/task").glob("*/children")]
+    return [int(child) for children in found for child in children]
 
 
 def cpu_seconds(pid: int) -> float:
@@ -150,16 +163,21 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+@pytest.mark.parametrize("lends", [False, True])
 @pytest.mark.parametrize("waits", ["waits", "does not wait"])
-def test_it_ends_with_its_parent_even_if_that_is_killed(tiny_weights: Weights, tmp_path: Path, waits: str) -> None:
+def test_it_ends_with_its_parent_even_if_that_is_killed(
+    tiny_weights: Weights, tmp_path: Path, waits: str, lends: bool
+) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-c", PARENT, str(tiny_weights.path), str(tmp_path), waits]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as parent:
+    told = [str(tiny_weights.path), str(tmp_path), waits, *([str(tmp_path)] if lends else [])]
+    with subprocess.Popen([sys.executable, "-c", PARENT, *told], env=environment, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         assert not gone(child)
+        there = [child, *below(child)]
+        assert len(there) == 1 + (lends and waits == "waits")
         parent.kill()
-    wait_until(lambda: gone(child), 60)
+    wait_until(lambda: all(map(gone, there)), 60)
 
 
 def test_a_stop_ends_it_with_what_still_runs(tiny_weights: Weights, tmp_path: Path) -> None:
@@ -168,12 +186,14 @@ def test_a_stop_ends_it_with_what_still_runs(tiny_weights: Weights, tmp_path: Pa
     assert gone(pid)
 
 
+@pytest.mark.parametrize("lends", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signals_end_it(tiny_weights: Weights, tmp_path: Path, number: signal.Signals) -> None:
+def test_signals_end_it(tiny_weights: Weights, tmp_path: Path, number: signal.Signals, lends: bool) -> None:
     """llama.cpp's own handlers end its server and leave the process behind."""
-    with running(tiny_weights, tmp_path) as started:
+    with running(tiny_weights, tmp_path, adapters=tmp_path if lends else None) as started:
+        there = below(started.pid)
         os.kill(started.pid, number)
-        wait_until(lambda: started.poll() is not None, 60)
+        wait_until(lambda: started.poll() is not None and all(map(gone, there)), 60)
 
 
 # What keeps it from starting.
@@ -185,12 +205,14 @@ def refused(weights: Weights, home: Path, **how: object) -> str:
     return str(told.value)
 
 
+@pytest.mark.parametrize("lends", [False, True])
 def test_without_the_extra_it_says_what_to_install(
-    tiny_weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_weights: Weights, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lends: bool
 ) -> None:
     (tmp_path / "xllamacpp.py").write_text("raise ModuleNotFoundError(\"No module named 'xllamacpp'\")")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert "pip install 'infold[slm-cpu]'" in refused(tiny_weights, tmp_path)
+    told = refused(tiny_weights, tmp_path, adapters=tmp_path if lends else None)
+    assert "pip install 'infold[slm-cpu]'" in told
 
 
 def test_a_file_that_is_cut_off_is_told(tiny_weights: Weights, tmp_path: Path) -> None:
@@ -211,10 +233,12 @@ def test_what_llama_cpp_says_of_a_file_is_told(tmp_path: Path) -> None:
     assert "unknown model architecture: 'nonesuch'" in refused(Weights(strange, "gguf", None, "strange"), tmp_path)
 
 
-def test_a_port_that_is_taken_is_told(tiny_weights: Weights, tmp_path: Path) -> None:
+@pytest.mark.parametrize("lends", [False, True])
+def test_a_port_that_is_taken_is_told(tiny_weights: Weights, tmp_path: Path, lends: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert refused(tiny_weights, tmp_path, port=port).startswith(f"cannot listen on 127.0.0.1:{port}")
+        told = refused(tiny_weights, tmp_path, port=port, adapters=tmp_path if lends else None)
+        assert told.startswith(f"cannot listen on 127.0.0.1:{port}")
 
 
 def test_a_window_beyond_the_models_own_is_refused(tiny_weights: Weights, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import gguf
 import numpy as np
 
 WIDTH, WINDOW = 64, 8_192
+HEAD = 256  # of a Gemma; transformers takes that for granted in a .gguf file
+NORMS = ("attn_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm")
 
 
 def tiny(real: Path, path: Path, template: bool = True, window: int = WINDOW) -> Path:
@@ -66,6 +68,46 @@ def lora(path: Path) -> Path:
     writer.add_float32("adapter.lora.alpha", 8.0)
     for end, shape in (("a", (4, WIDTH)), ("b", (WIDTH, 4))):
         writer.add_tensor(f"blk.0.attn_v.weight.lora_{end}", rng.normal(0, 1, shape).astype(np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def gemma(real: Path, path: Path) -> Path:
+    """One of the architecture of Gemma 3, two layers, two heads that share keys and values, norms that are not 1."""
+    writer, rng = gguf.GGUFWriter(path, "gemma3"), np.random.default_rng(2)
+    writer.add_context_length(WINDOW)
+    writer.add_block_count(2)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(WIDTH)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(1)
+    writer.add_key_length(HEAD)
+    writer.add_value_length(HEAD)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(1e6)
+    writer.add_sliding_window(512)
+    words = 0
+    for name, value, kinds in vocabulary(real):
+        writer.add_key_value(name, value, *kinds)
+        words = len(value) if name == "tokenizer.ggml.tokens" else words
+
+    def drawn(middle: float, spread: float, *shape: int) -> np.ndarray:
+        """Of so few digits that half the precision holds them."""
+        return (np.round(rng.normal(middle, spread, shape) * 64) / 64).astype(np.float32)
+
+    writer.add_tensor("token_embd.weight", drawn(0, 0.3, words, WIDTH))
+    writer.add_tensor("output_norm.weight", drawn(1, 0.1, WIDTH))
+    for layer in range(2):
+        for name, rows in {"q": 2 * HEAD, "k": HEAD, "v": HEAD}.items():
+            writer.add_tensor(f"blk.{layer}.attn_{name}.weight", drawn(0, 0.2, rows, WIDTH))
+        writer.add_tensor(f"blk.{layer}.attn_output.weight", drawn(0, 0.1, WIDTH, 2 * HEAD))
+        for name in ("ffn_gate", "ffn_up", "ffn_down"):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", drawn(0, 0.2, WIDTH, WIDTH))
+        for name, side in {"attn_q_norm": HEAD, "attn_k_norm": HEAD, **dict.fromkeys(NORMS, WIDTH)}.items():
+            writer.add_tensor(f"blk.{layer}.{name}.weight", drawn(1, 0.1, side))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
