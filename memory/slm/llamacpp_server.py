@@ -133,7 +133,8 @@ class Lending:
             was_known = self._known.adapters.pop(name, None) is not None
             self._used.pop(name, None)
             if name in self._llama.held:
-                await self._begin({other: self.known[other] for other in self._llama.held if other != name})
+                with suppress(BadAdapter):  # then none of them is carried for now
+                    await self._begin({other: self.known[other] for other in self._llama.held if other != name})
             return was_known
 
     async def _hold(self, name: str) -> None:
@@ -157,8 +158,12 @@ class Lending:
             BadAdapter: it cannot be carried; the others go on.
         """
         others = [other for other in self._used if other in self._llama.held][1 - MOST_LOADED :]
-        self._used[name] = None
         await self._begin({**{other: self.known[other] for other in others}, name: adapter}, name)
+        self._use(name)
+
+    def _use(self, name: str) -> None:
+        self._used.pop(name, None)
+        self._used[name] = None
 
     async def _begin(self, adapters: Mapping[str, Adapter], wanted: str | None = None) -> None:
         """Start llama.cpp anew when nobody is at it.
@@ -213,15 +218,23 @@ class Lending:
     async def _write(self, path: str, fields: Fields, name: str | None, send: Send) -> None:
         held = self._llama.held
         if name is not None:
-            self._used.pop(name, None)
-            self._used[name] = None
+            self._use(name)
         if held and path == NAMELESS and not self._is_bare:
-            alone = {"prompt": "a", "max_tokens": 1, "lora": scales(held, None)}
-            await self._relay("/v1/completions", raw(alone), None, nowhere)
+            await self._take_off(held)
         self._is_bare = False
         given = {field: value for field, value in fields.items() if field != "lora"}
         status = await self._relay(path, {**given, **(raw({"lora": scales(held, name)}) if held else {})}, name, send)
         self._is_bare = name is None and status == 200
+
+    async def _take_off(self, held: Sequence[str]) -> None:
+        """Have llama.cpp forget the last prompt.
+
+        Raises:
+            httpx.HTTPError: it did not.
+        """
+        alone = {"prompt": "a", "max_tokens": 1, "lora": scales(held, None)}
+        if await self._relay("/v1/completions", raw(alone), None, nowhere) != 200:
+            raise httpx.HTTPError("llama.cpp does not complete a prompt")
 
     async def _relay(self, path: str, fields: Fields, name: str | None, send: Send) -> int:
         """The status; the answer goes where it is wanted, as it comes."""
@@ -286,7 +299,7 @@ async def answered(lending: Lending, request: Request) -> "Answer | JSONResponse
     path = request.url.path
     try:
         fields = wire.order(await body_of(request), dict[str, msgspec.Raw])
-        model = msgspec.json.decode(fields["model"]) if "model" in fields else None
+        model = wire.order(bytes(fields["model"]), object) if "model" in fields else None
         name = named(lending, model, trusts(lending, request))
         if name is not None and path == NAMELESS:
             raise Refusal("with llama.cpp adapters answer no Messages; chat completions name them", param="model")

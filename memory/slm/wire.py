@@ -208,7 +208,7 @@ def order(body: bytes, kind: type[T]) -> T:
     """
     try:
         return msgspec.json.decode(body, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:  # a wrong field is one, too
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:  # a wrong field is the first, too
         raise Refusal(f"this is no request that we can read: {error}") from error
 
 

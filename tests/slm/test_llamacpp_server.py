@@ -6,7 +6,9 @@ What every engine that lends adapters promises is in `test_adapting.py`.
 import asyncio
 import json
 import os
+import shutil
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +18,9 @@ import httpx
 import pytest
 
 from memory.errors import EngineError
+from memory.settings import Slm
 from memory.slm.adapters import Adapter, BadAdapter, foundation_of
+from memory.slm.bases import Bases
 from memory.slm.convert import converted
 from memory.slm.engine import Engine, Ready
 from memory.slm.flow import Flow
@@ -29,6 +33,7 @@ from memory.slm.weights import Weights
 from tests.owners import gone, wait_until
 from tests.slm.engines import running, url_of
 from tests.slm.lora import published
+from tests.slm.small import small_model
 from tests.slm.test_llamacpp import below
 
 HELLO = [{"role": "user", "content": "Tell me about rain."}]
@@ -181,10 +186,16 @@ def test_what_is_being_said_is_said_to_its_end_before_an_adapter_comes(engine: E
 
 
 def test_a_client_that_reads_nothing_keeps_no_adapter_out(engine: Engine, adapters: list[Adapter]) -> None:
-    """Its answer is written to its end all the same."""
-    asked = {"messages": HELLO, "max_tokens": 6_000, "ignore_eos": True, "stream": True}
-    with httpx.stream("POST", f"{url_of(engine)}/chat/completions", json=asked, timeout=120) as answer:
-        assert answer.status_code == 200
+    """Its answer is written to its end all the same, more of it than the sockets hold."""
+    asked = {"messages": HELLO, "max_tokens": 4_000, "ignore_eos": True, "logprobs": True, "top_logprobs": 60}
+    body = json.dumps({**asked, "stream": True})
+    url = httpx.URL(url_of(engine))
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        client.connect((url.host, url.port))
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        client.sendall((head + body).encode())
+        assert client.recv(12) == b"HTTP/1.1 200"
         load(engine, 1, adapters[0])
 
 
@@ -223,6 +234,19 @@ def test_a_model_that_was_never_made_trainable_takes_no_adapter(
         got = post(engine, "load_lora_adapter", asked)
         assert (got.status_code, got.json()["error"]["code"]) == (400, "bad_adapter")
         assert "has not been made into a folder that can be trained" in got.json()["error"]["message"]
+
+
+async def test_what_llama_cpp_serves_is_what_is_trained(
+    tiny_weights: Weights, adapters: list[Adapter], home: Path
+) -> None:
+    """Also where a folder for transformers lies beside the .gguf file."""
+    place = home / "both"
+    small_model(place)
+    shutil.copyfile(tiny_weights.path, place / "tiny.gguf")
+    served = await Bases(Slm(backend="llamacpp", model=str(place)), home, {}).base()
+    assert served.foundation.hash == adapters[0].meta["base_hash"]
+    other = await Bases(Slm(backend="transformers", model=str(place)), home, {}).base()
+    assert other.folder == place
 
 
 class Stubborn(Llama):

@@ -6,12 +6,25 @@ from typing import Any
 import pytest
 
 from memory.errors import EngineError
-from memory.slm.engine import Ready
+from memory.settings import Learning, Slm
+from memory.slm import own
+from memory.slm.engine import Backend, Ready
 from memory.slm.probes import PROBES
 from memory.slm.weights import MissingWeights, Weights
 from proxy.config import Config, ModelSection
 from proxy.destinations import UpstreamSection
-from proxy.local import FIRST_SECONDS, MOST_SECONDS, STEADY_SECONDS, Tended, backend_of, joined, settled, spawned, told
+from proxy.local import (
+    FIRST_SECONDS,
+    MOST_SECONDS,
+    STEADY_SECONDS,
+    Tended,
+    backend_of,
+    joined,
+    running,
+    settled,
+    spawned,
+    told,
+)
 from proxy.sections import SlmSection
 
 URL = "http://127.0.0.1:4711/v1"
@@ -33,6 +46,19 @@ def test_an_engine_is_started_where_one_is_wanted_and_none_runs(
     upstream: str, slm: dict[str, Any], backend: str | None
 ) -> None:
     assert backend_of(config(upstream=upstream, slm=SlmSection(**slm))) == backend
+
+
+@pytest.mark.parametrize(("backend", "learns", "lends"), [
+    ("llamacpp", False, False), ("llamacpp", True, True), ("transformers", False, True),
+])  # fmt: skip
+def test_llama_cpp_listens_itself_where_nothing_is_learnt(
+    tiny_weights: Weights, tmp_path: Path, backend: Backend, learns: bool, lends: bool
+) -> None:
+    made = config(data_dir=tmp_path, slm=SlmSection(backend=backend, learning={"enabled": learns}))
+    adapters = tmp_path / "adapters" if lends else None
+    assert running(made, backend, tiny_weights).adapters == adapters
+    slm = Slm(backend=backend, model=str(tiny_weights.path), learning=Learning(enabled=learns))
+    assert own.running(slm, tmp_path).adapters == adapters
 
 
 def ready(window: int = 8_192, factor: float = 1, message_tokens: int | None = 6) -> Ready:
