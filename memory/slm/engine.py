@@ -49,7 +49,7 @@ class Running:
     quantization: Quantization = "none"
     host: str = "127.0.0.1"
     port: int = 0  # 0: a free one
-    adapter: Path | None = None
+    adapter: Path | None = None  # a .gguf file, for llamacpp alone
     adapters: Path | None = None  # below which adapters lie that are loaded while it runs; None: none are
     loras: tuple[Path, ...] | None = None  # llama.cpp's own, for requests that name them; then who asks needs the key
     template: str | None = None  # for files that have none inside; None: the registry's
@@ -176,6 +176,7 @@ def calm(threads: int) -> Mapping[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TQDM_DISABLE": "1",  # bars of libraries, which would stand among our lines
         "TOKENIZERS_PARALLELISM": "false",
     }
 

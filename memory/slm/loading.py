@@ -6,7 +6,6 @@ from typing import Any
 
 from memory.slm.convert import converted
 from memory.slm.folder import checked_files
-from memory.slm.header import BadWeights
 
 SMALL = 1_000_000_000  # parameters: a model up to that size computes in float32 on a processor, which is faster there
 
@@ -22,7 +21,6 @@ def loaded(told: Mapping[str, Any]) -> tuple[Any, Any]:
 
     folder = folder_of(told)
     checked_files(folder)
-    adapter = checked_adapter(Path(told["adapter"])) if told["adapter"] else None
     model = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, **form(told["quantization"])
     )
@@ -31,7 +29,7 @@ def loaded(told: Mapping[str, Any]) -> tuple[Any, Any]:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     if not tokenizer.chat_template:
         tokenizer.chat_template = told["template"]
-    return tokenizer, (model if adapter is None else adapted(model, adapter)).eval()
+    return tokenizer, model.eval()
 
 
 def folder_of(told: Mapping[str, Any]) -> Path:
@@ -60,24 +58,6 @@ def on_gpu() -> bool:
     import torch
 
     return bool(torch.cuda.is_available())
-
-
-def checked_adapter(folder: Path) -> Path:
-    """
-    Raises:
-        BadWeights: it has no weights, or something that must not be loaded.
-    """
-    checked_files(folder)
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise BadWeights(f"{folder} has no adapter_model.safetensors")
-    return folder
-
-
-def adapted(model: Any, folder: Path) -> Any:
-    """The model with a LoRA adapter."""
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, folder, is_trainable=False, local_files_only=True)
 
 
 def own_window(model: Any) -> int | None:

@@ -196,9 +196,9 @@ import json, sys
 from memory.slm.loading import loaded
 from memory.slm.writing import Model, Wish
 
-def says(path, quantization="none", adapter=None):
-    told = {"path": path, "kind": "folder", "home": "", "template": None}
-    tokenizer, model = loaded({**told, "quantization": quantization, "adapter": adapter})
+def says(path, quantization):
+    told = {"path": path, "kind": "folder", "home": "", "template": None, "quantization": quantization}
+    tokenizer, model = loaded(told)
     pieces = []
     Model(model, tokenizer, 8192).write(Wish(tuple(tokenizer("hello").input_ids), 6, 0.0), pieces.append, lambda: False)
     return {"said": "".join(pieces), "kinds": sorted({type(module).__name__ for module in model.modules()})}
@@ -207,21 +207,11 @@ QUANTIZED = SAYS + "print(json.dumps(says(*sys.argv[1:])))"
 GIVEN_UP = f"""{SAYS}
 from dataclasses import asdict
 tokenizer, model = loaded({{"path": sys.argv[1], "kind": "folder", "home": "", "template": None,
-                           "quantization": "none", "adapter": None}})
+                           "quantization": "none"}})
 writer, asked = Model(model, tokenizer, 8192), iter([False, False])
 wish = Wish(tuple(range(100, 1100)), 1, 0.0)
 given_up = writer.write(wish, print, lambda: next(asked, True))
 print(json.dumps([asdict(given_up), asdict(writer.write(wish, lambda text: None, lambda: False))]))
-"""
-ADAPTED = f"""{SAYS}
-import torch
-from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
-path, adapter = sys.argv[1:]
-torch.manual_seed(0)
-wide = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-get_peft_model(AutoModelForCausalLM.from_pretrained(path), wide).save_pretrained(adapter)
-print(json.dumps([says(path), says(path, adapter=adapter)]))
 """
 
 
@@ -247,25 +237,21 @@ def test_a_prompt_that_nobody_waits_for_is_read_no_further_than_its_chunk(folder
     assert again["cached_tokens"] == 2 * CHUNK_TOKENS
 
 
-def test_an_adapter_changes_what_is_said(folder: Weights, tmp_path: Path) -> None:
-    plain, changed = json.loads(script(ADAPTED, str(folder.path), str(tmp_path / "adapter")))
-    assert "LoraModel" in changed["kinds"]
-    assert changed["said"] != plain["said"]
-
-
-def test_an_adapter_that_is_a_pickle_is_not_read(folder: Weights, home: Path, tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").write_text("{}")
-    (tmp_path / "adapter_model.bin").write_bytes(b"\x80\x04.")
-    told = refused(folder, home, backend="transformers", adapter=tmp_path)
-    assert "is a pickle" in told
-
-
 def test_a_folder_with_a_pickle_is_not_read(folder: Weights, home: Path, tmp_path: Path) -> None:
     for file in folder.path.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     told = refused(Weights(tmp_path, "folder", None, "bad"), home, backend="transformers")
     assert "is a pickle" in told
+
+
+def test_nothing_is_printed_among_the_lines_of_a_server(
+    tiny_weights: Weights, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A bar of the conversion stood between its JSON lines."""
+    with running(tiny_weights, tmp_path, backend="transformers") as started:
+        assert chat(started).status_code == 200
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_transformers_says_of_a_folder_is_told(home: Path, tmp_path: Path) -> None:
