@@ -28,6 +28,7 @@ log = structlog.get_logger()
 
 WAIT_SECONDS = 30.0
 DECIDED_AT_ONCE = 200  # messages in a transaction
+ROLLED_BACK = "it was rolled back"
 
 
 class Learning:
@@ -196,7 +197,7 @@ class Learning:
             state = next((s for s in ("canary", "active") if any(row.state == s for row in rows)), None)
             if state is None:
                 raise Conflict("no adapter is in use or on trial: the bare model reads")
-            await adapters.retire(connection, tenant, state, now)
+            await adapters.retire(connection, tenant, state, now, ROLLED_BACK)
             if state == "active":
                 active = next(row for row in rows if row.state == "active")
                 await adapters.restore(connection, tenant, rows, active, now)

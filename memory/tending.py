@@ -158,7 +158,8 @@ class Tending:
         """Delete folders of what is stale or refused, and of older ones than the last two."""
         async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:
             rows = await adapters.list_adapters(connection, tenant)
-        kept = [row for row in rows if row.state in ("active", "retired") and row.folder][:KEPT]
+        whole = [row for row in rows if row.state in ("active", "retired") and row.folder]
+        kept = sorted(whole, key=lambda row: row.error is not None)[:KEPT]  # first those that may read again
         for row in rows:
             gone = row.state in ("stale", "refused") or (row.state == "retired" and row not in kept)
             if gone and row.folder:

@@ -132,7 +132,7 @@ async def lock(connection: asyncpg.Connection, tenant: bytes) -> list[AdapterRow
 
 async def put_on_trial(connection: asyncpg.Connection, tenant: bytes, id: UUID, now: datetime) -> bool:
     """Make it the canary; one that was on trial is retired."""
-    await retire(connection, tenant, "canary", now, but=id)
+    await retire(connection, tenant, "canary", now, "a newer one came before its trial was over", but=id)
     return await set_state(connection, tenant, id, "canary", ["trained", "evaluated"], now)
 
 
@@ -150,12 +150,17 @@ async def promote(
 
 
 async def retire(
-    connection: asyncpg.Connection, tenant: bytes, state: str, now: datetime, but: UUID | None = None
-) -> None:
+    connection: asyncpg.Connection, tenant: bytes, state: str, now: datetime, why: str | None = None,
+    but: UUID | None = None,
+) -> None:  # fmt: skip
+    """
+    Args:
+        why: it is never gone back to; None: it may be.
+    """
     await connection.execute(
-        "update infold.adapters set state = 'retired', updated_at = $3"
+        "update infold.adapters set state = 'retired', updated_at = $3, error = $5"
         " where tenant = $1 and state = $2 and id is distinct from $4",
-        tenant, state, now, but,
+        tenant, state, now, but, why,
     )  # fmt: skip
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 from datetime import timedelta
-from uuid import UUID
 
 import pytest
 from msgspec import structs
@@ -271,25 +270,47 @@ def test_the_weights_are_quantized_for_learning_as_they_are_for_serving():
 # Back
 
 
+async def an_adapter(pool, hands, number, state):
+    id = new_id()
+    hands.forward(hours=1)
+    async with pool.tenant(TENANT) as connection:
+        await adapters.begin_adapter(connection, TENANT, id, "base", "none", (), hands.now)
+        more = {"number": number, "folder": f"adapters/{number}"}
+        await adapters.set_state(connection, TENANT, id, state, ["training"], hands.now, **more)
+    return id
+
+
+async def rolled_back(learning):
+    """States after a rollback, oldest first."""
+    return [a.state for a in reversed(await learning.roll_back(TENANT))]
+
+
 async def test_a_rollback_takes_the_one_on_trial_then_the_one_in_use_then_there_is_none(pool, learning, hands):
-    made = []
-    for state in ("retired", "active", "canary"):
-        made.append(new_id())
-        async with pool.tenant(TENANT) as connection:
-            await adapters.begin_adapter(connection, TENANT, made[-1], "base", "none", (), hands.now)
-            more = {"number": len(made), "folder": f"adapters/{len(made)}"}
-            await adapters.set_state(connection, TENANT, made[-1], state, ["training"], hands.now, **more)
-        hands.forward(hours=1)
-
-    async def rolled_back():
-        return {UUID(a.id): a.state for a in await learning.roll_back(TENANT)}
-
-    first, second, third = made
-    assert await rolled_back() == {first: "retired", second: "active", third: "retired"}
-    assert await rolled_back() == {first: "active", second: "retired", third: "retired"}
-    assert await rolled_back() == {first: "retired", second: "retired", third: "retired"}
+    for number, state in enumerate(("retired", "active", "canary"), 1):
+        await an_adapter(pool, hands, number, state)
+    assert await rolled_back(learning) == ["retired", "active", "retired"]
+    assert await rolled_back(learning) == ["active", "retired", "retired"]
+    assert await rolled_back(learning) == ["retired", "retired", "retired"]
     with pytest.raises(Conflict, match="the bare model reads"):
         await learning.roll_back(TENANT)
+
+
+async def test_what_was_rolled_back_reads_no_more_when_a_later_one_is_rolled_back_too(pool, learning, hands):
+    """The one before was the bare model; an adapter that a person had taken back came again."""
+    await an_adapter(pool, hands, 1, "active")
+    assert await rolled_back(learning) == ["retired"]
+    await an_adapter(pool, hands, 2, "active")
+    assert await rolled_back(learning) == ["retired", "retired"]
+    assert [a.error for a in await learning.adapters(TENANT)] == ["it was rolled back"] * 2
+
+
+async def test_what_never_was_in_use_is_not_gone_back_to(pool, learning, hands):
+    await an_adapter(pool, hands, 1, "canary")
+    newer = await an_adapter(pool, hands, 2, "evaluated")
+    async with pool.tenant(TENANT) as connection:
+        await adapters.put_on_trial(connection, TENANT, newer, hands.now)
+        await adapters.promote(connection, TENANT, newer, None, hands.now)
+    assert await rolled_back(learning) == ["retired", "retired"]
 
 
 async def test_row_level_security_alone_hides_what_another_tenant_learns(pool, recorder, learning):

@@ -161,6 +161,17 @@ async def test_a_promotion_retires_the_one_before_which_is_kept_and_older_ones_a
     assert house.engine.names == [mine(3)]
 
 
+async def test_one_that_was_rolled_back_takes_nobodys_place_on_the_disk(house):
+    await house.add("retired")
+    await house.add("active")
+    await house.add("canary")
+    await house.learning.roll_back(TENANT)
+    await house.tend()
+    assert house.folders == [1, 2]
+    await house.learning.roll_back(TENANT)
+    assert [state for _, state, _ in await house.states()] == ["active", "retired", "retired"]
+
+
 async def test_one_in_use_goes_back_by_itself_when_fewer_of_its_answers_hold(house):
     await house.add("retired", standard=0.5)
     await house.add("active", recent="1" * 150 + "1" * 25 + "0" * 25, standard=0.8)
