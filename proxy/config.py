@@ -62,6 +62,7 @@ from proxy.sections import Section, SlmSection
 
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 LOCAL = "local"  # as `upstream`: the small model that runs here
+LOCAL_UPSTREAM = ("local", "local-model", "local-engine")  # its name among the upstreams: the first that is free
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -310,7 +311,12 @@ class Config(BaseSettings):
     def trainable_upstreams(self) -> list[str]:
         """Upstreams, by the names that turns give them, whose outputs may train other models."""
         named = [name for name, section in self.upstreams.items() if section.trainable_outputs]
-        return [*named, RESERVED] if self.trainable_outputs else named
+        return [*named, RESERVED, self.local_upstream] if self.trainable_outputs else named
+
+    @property
+    def local_upstream(self) -> str:
+        """What turns call the local model, also in programs beside its server, where it is no entry of `upstreams`."""
+        return next(called for called in LOCAL_UPSTREAM if called not in self.upstreams)
 
     @property
     def overrides(self) -> dict[str, ModelOverride]:

@@ -151,15 +151,13 @@ def joined(config: Config, url: str, name: str, known: ModelSection) -> Config:
     """With the model among the upstreams. What the operator says of it wins."""
     is_default = config.upstream == LOCAL
     section = UpstreamSection.model_validate({"url": url, "models": [ANY if is_default else name], "model": name})
-    if is_default and config.trainable_outputs:
-        section = section.model_copy(update={"trainable_outputs": True})
+    section = section.model_copy(update={"trainable_outputs": config.trainable_outputs})
     mine = config.models.get(name)
     known = known if mine is None else known.model_copy(update=mine.model_dump(exclude_none=True))
-    free = next(called for called in ("local", "local-model", "local-engine") if called not in config.upstreams)
     return config.model_copy(
         update={
             "upstream": url if is_default else config.upstream,
-            "upstreams": {**config.upstreams, free: section},
+            "upstreams": {**config.upstreams, config.local_upstream: section},
             "models": {**config.models, name: known},
         }
     )

@@ -499,5 +499,6 @@ def test_answers_may_train_other_models_only_where_the_operator_says_so(file):
         "upstreams: {a: {url: 'http://a', models: [m]}, b: {url: 'http://b', models: [n], trainable_outputs: true}}"
     )
     assert load(file(upstreams)).settings.slm.learning.trainable == {"b"}
-    assert load(file(f"{upstreams}\ntrainable_outputs: true")).settings.slm.learning.trainable == {"b", "default"}
+    both = load(file(f"{upstreams}\ntrainable_outputs: true")).settings.slm.learning.trainable
+    assert both == {"b", "default", "local"}
     assert load().settings.slm.learning.trainable == frozenset()

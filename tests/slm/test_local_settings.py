@@ -101,6 +101,20 @@ def test_an_upstream_of_the_operators_stays_and_is_asked_first() -> None:
     assert made.upstreams["local"] == mine
 
 
+@pytest.mark.parametrize("upstream", ["local", "http://127.0.0.1:3/v1"])
+@pytest.mark.parametrize("mine", ["mine", "local"])
+def test_a_program_beside_the_server_learns_from_what_the_server_learns_from(upstream: str, mine: str) -> None:
+    """`infold slm train` took the local model's answers for a stranger's, and no later look made that good."""
+    other = UpstreamSection.model_validate({"url": "http://127.0.0.1:2/v1", "models": ["big-*"]})
+    beside = config(upstream=upstream, upstreams={mine: other}, trainable_outputs=True)
+    made = joined(beside, URL, "tiny", ModelSection())
+    (name,) = set(made.upstreams) - {mine}
+    assert made.upstreams[name].trainable_outputs
+    for one in (beside, made):
+        assert name in one.settings.slm.learning.trainable
+        assert mine not in one.settings.slm.learning.trainable
+
+
 def test_an_engine_that_runs_elsewhere_is_the_upstream_too() -> None:
     slm = SlmSection(backend="openai", url=URL, model="big", window=32_768)
     made = settled(config(upstream="local", slm=slm), None)
