@@ -187,7 +187,10 @@ class Trainer:
                 await adapters.set_state(connection, tenant, id, "refused", before, now, error=error)
         if state not in ("queued", "stopped"):
             await asyncio.to_thread(shutil.rmtree, self._work(id), ignore_errors=True)
-        log.info("a training has ended", training=str(id), state=state, reason=error)
+        if state == "queued":
+            log.warning("a training was cut, and goes on", training=str(id), reason=error)
+        else:
+            log.info("a training has ended", training=str(id), state=state, reason=error)
 
     def _work(self, id: UUID) -> Path:
         return self._home / "trainings" / str(id)
@@ -284,14 +287,15 @@ class Trainer:
     async def _published(self, course: Course, tell: Tell) -> Adapter:
         """Train, and give the result its place."""
         async with self._pool.tenant(course.tenant, WAIT_SECONDS) as connection:
-            row = await adapters.load_adapter(connection, course.tenant, course.id)
+            rows = await adapters.list_adapters(connection, course.tenant)
+        row = next((row for row in rows if row.id == course.id), None)
         if row is not None and row.folder is not None:  # it was killed after that
             return await asyncio.to_thread(open_adapter, self._home / row.folder, course.foundation)
         await self._train(course, tell)
         meta = {"training": str(course.id), "recipe": course.recipe.as_json(), "seed": course.recipe.seed}
         adapter = await asyncio.to_thread(
             publish, self._home / "adapters", course.tenant.hex(), course.foundation,
-            course.work / "run" / "adapter", meta,
+            course.work / "run" / "adapter", meta, max((row.number or 0 for row in rows), default=0),
         )  # fmt: skip
         if not await self._note_published(course, adapter):
             await asyncio.to_thread(shutil.rmtree, adapter.folder, ignore_errors=True)

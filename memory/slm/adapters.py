@@ -199,12 +199,15 @@ def fitting(folder: Path, shapes: Shapes, base: Shapes, r: int, bias: str) -> tu
     return tuple(sorted(sides))
 
 
-def publish(home: Path, tenant: str, base: Foundation, trained: Path, meta: Mapping[str, Any]) -> Adapter:
+def publish(
+    home: Path, tenant: str, base: Foundation, trained: Path, meta: Mapping[str, Any], last: int = 0
+) -> Adapter:
     """Give a trained adapter its place, for good; the folder it came from stays as it is.
 
     Args:
         trained: holds the adapter's two files, as the trainer leaves them.
         meta: data hashes, seed, recipe, scores; the base's hash is added.
+        last: number of the tenant's last adapter, also of one that is gone: an engine may still know it by that.
 
     Raises:
         BadAdapter: it does not fit the base.
@@ -221,15 +224,15 @@ def publish(home: Path, tenant: str, base: Foundation, trained: Path, meta: Mapp
         open_adapter(beside, base)
         for path in beside.iterdir():
             path.chmod(0o444)
-        return open_adapter(renamed(beside, series), base)
+        return open_adapter(renamed(beside, series, last), base)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def renamed(beside: Path, series: Path) -> Path:
+def renamed(beside: Path, series: Path, last: int) -> Path:
     """Take the next free number; two that publish at once get two."""
     while True:
-        place = series / str(max((int(path.name) for path in numbered(series)), default=0) + 1)
+        place = series / str(max(last, *(int(path.name) for path in numbered(series)), 0) + 1)
         try:
             beside.rename(place)
         except OSError:  # somebody was quicker: a folder that holds files is not replaced

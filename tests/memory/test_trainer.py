@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import shutil
 from dataclasses import replace
 from uuid import UUID
 
@@ -131,6 +132,18 @@ async def test_what_the_gate_refuses_is_gone_and_its_table_stays(school):
     row = await school.row(wanted.id)
     assert row.state == "refused"
     assert json.loads(row.verdict)["reasons"]
+
+
+async def test_the_number_of_one_that_is_gone_is_not_given_again(school):
+    """An engine that could not be reached may still carry the old one under that name."""
+    await school.learning.want(TENANT)
+    await school.run(Script(losses={"base": 2.0, "candidate": 2.0}))
+    for folder in school.home.glob("adapters/*/*/1"):
+        shutil.rmtree(folder)
+    school.hands.forward(hours=1)
+    await school.learning.want(TENANT)
+    await school.run()
+    assert await school.adapters() == [(2, "canary"), (1, "refused")]
 
 
 async def test_a_second_adapter_has_to_beat_the_first_one(school, pool):
