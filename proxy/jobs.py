@@ -101,7 +101,7 @@ async def work(
         trainer = Trainer(pool, config.data_dir, config.slm_settings, clock, bases, Children(engine_environment()))
         async with asyncio.TaskGroup() as group:
             if config.slm.learning.enabled:
-                group.create_task(train_on(trainer))
+                group.create_task(train_on(trainer, tending))
             await run_queue(dsn, handlers, scheduled)
     finally:
         await pool.close()
@@ -125,13 +125,13 @@ def learner(learning: Learning, tending: Tending) -> Scheduled:
     return Scheduled("learn", EVERY_MINUTE, learn)
 
 
-async def train_on(trainer: Trainer, pause_seconds: float = TRAIN_SECONDS) -> None:
-    """Do trainings as they are wanted. Not a job of the queue: that ends its jobs when the database goes for a moment,
-    and a training takes hours."""
+async def train_on(trainer: Trainer, tending: Tending, pause_seconds: float = TRAIN_SECONDS) -> None:
+    """Do trainings as they are wanted, and let the engine have what came of them. Not a job of the queue: that ends its
+    jobs when the database goes for a moment, and a training takes hours."""
     while True:
         try:
             while await trainer.run():
-                pass
+                await tending.tend()
         except StoreError as error:
             log.info("training waits for the database", reason=str(error))
         await asyncio.sleep(pause_seconds)

@@ -71,17 +71,27 @@ def show_learning(answer: "LearningTold") -> Shown:
         rows = [(count, name, EXCLUDED.get(name, "")) for name, count in state.excluded.items()]
         yield Rows(("messages that may not", "reason", ""), rows)
     yield ""
+    measured = {a.id for a in state.adapters if a.state == "trained"}
     yield Rows(
         ("training", "state", "why", "messages", "queued", "what happened"),
-        [(t.id, t.state, t.why, t.samples, t.queued_at, t.error or numbers(t)) for t in state.trainings],
+        [(t.id, t.state, t.why, t.samples, t.queued_at, happened(t, t.id in measured)) for t in state.trainings],
         "No training yet. `infold slm train` begins one.",
     )
+
+
+def happened(training: "Training", is_measured: bool) -> str:
+    """How far it is, or what came of it."""
+    if training.state != "running":
+        return training.error or numbers(training)
+    parts = [numbers(training), "is measured against what there is" if is_measured else ""]
+    parts.append(f"try {training.tries}: {training.error}" if training.error else "")
+    return "; ".join(filter(None, parts))
 
 
 def numbers(training: "Training") -> str:
     """What a trainer told last, in words."""
     told = training.metrics
-    parts = [f"{told['step']} steps"] if "step" in told else []
+    parts = [f"{told['step']} of {told['steps']} steps"] if {"step", "steps"} <= told.keys() else []
     parts += [f"loss {told['last_loss']:.3g}"] if told.get("last_loss") is not None else []
     parts += [f"{told['seconds']:,.0f} s"] if "seconds" in told else []
     return ", ".join(parts)

@@ -14,12 +14,14 @@ import pytest
 from typer.testing import CliRunner
 
 from memory.identify import key_tenant
+from memory.nouns import Training
 from memory.recorder import Recorder
 from memory.spool import Spool
 from memory.store import adapters
 from memory.store.pool import Pool
 from memory.store.secrets import load_pepper
 from proxy.cli import cli
+from proxy.commands.learning import happened
 from tests.clock import NOON
 from tests.memory.taught import record_talks
 from tests.proxy.test_commands import infold, out, refused, surroundings, told  # noqa: F401
@@ -102,6 +104,30 @@ def test_a_training_that_comes_to_nothing_says_why_and_stands_in_the_history(all
     assert failed.exit_code == 1
     assert "failed: the weights of smollm2-135m-instruct are not there" in failed.stdout
     assert "the weights of smollm2-135m-instruct are not there" in out(allowed("slm", "learning"))
+
+
+TOLD = {"step": 8, "steps": 24}
+DIED = "the trainer died"
+
+
+@pytest.mark.parametrize(
+    ("state", "metrics", "error", "is_measured", "words"),
+    [
+        ("queued", {}, None, False, ""),
+        ("running", TOLD, None, False, "8 of 24 steps"),
+        ("running", TOLD, DIED, False, "8 of 24 steps; try 2: the trainer died"),
+        ("running", TOLD, None, True, "8 of 24 steps; is measured against what there is"),
+        ("queued", TOLD, DIED, False, DIED),
+        ("refused", TOLD, "canaries said", False, "canaries said"),
+        ("done", TOLD | {"last_loss": 0.5, "seconds": 9.0}, None, False, "8 of 24 steps, loss 0.5, 9 s"),
+    ],
+)
+def test_a_training_that_runs_says_how_far_it_is_also_after_a_trainer_died(state, metrics, error, is_measured, words):
+    made = Training(
+        id="a", state=state, why="manual", force=False, samples=9, tries=2, recipe={}, seed=0, metrics=metrics,
+        error=error, queued_at=NOON, begun_at=NOON, ended_at=None,
+    )  # fmt: skip
+    assert happened(made, is_measured) == words
 
 
 def test_adapters_come_with_the_table_of_the_gate_and_a_rollback_says_who_reads(allowed, dsn):
