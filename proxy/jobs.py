@@ -128,13 +128,18 @@ def learner(learning: Learning, tending: Tending) -> Scheduled:
 async def train_on(trainer: Trainer, tending: Tending, pause_seconds: float = TRAIN_SECONDS) -> None:
     """Do trainings as they are wanted, and let the engine have what came of them. Not a job of the queue: that ends its
     jobs when the database goes for a moment, and a training takes hours."""
+    changed = True  # an engine that was started with us knows no adapter
     while True:
         try:
-            while await trainer.run():
+            if changed:
                 await tending.tend()
+            changed = await trainer.run() is not None
         except StoreError as error:
+            changed = True
             log.info("training waits for the database", reason=str(error))
-        await asyncio.sleep(pause_seconds)
+            await asyncio.sleep(pause_seconds)
+        else:
+            await asyncio.sleep(0 if changed else pause_seconds)
 
 
 async def reach(dsn: str, pool: Pool) -> None:
