@@ -178,7 +178,7 @@ def show_training(answer: "TrainingTold") -> Shown:
     elif one.state == "running":
         yield f"{one.id} is being trained; `infold slm learning` tells how it goes."
     elif one.state == "done":
-        yield f"{one.id} passed: the adapter is on trial. `infold slm adapters` has the table."
+        yield f"{one.id} passed: `infold slm adapters` says whether it is on trial or in use, and has the table."
     else:
         yield f"{one.id} {one.state}: {one.error or 'no reason was told'}"
 
