@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -17,6 +17,7 @@ from memory.learning import Learning
 from memory.models import ModelTable
 from memory.nouns import Clock, utc_now
 from memory.queue import RETRY_SECONDS, TELL_SECONDS, Handler, Scheduled, run_queue
+from memory.settings import Slm
 from memory.slm.adapting import Adapting, adapting
 from memory.slm.bases import Bases
 from memory.store.migrate import migrate
@@ -29,6 +30,7 @@ from memory.worker import embed_line, expire, hygiene, item_handlers, job_done, 
 from proxy import logs
 from proxy.config import Config, ConfigError, engine_environment
 from proxy.household import database
+from proxy.local import nearby
 from proxy.wire.content import message_of
 
 log = structlog.get_logger()
@@ -95,8 +97,11 @@ async def work(
         if model is not None:
             handlers.append(Handler("embed", line_embedder(pool, model, clock), AT_ONCE))
         bases = Bases(config.slm_settings, config.models_home, engine_environment())
-        engine = engine or adapting(config.slm_settings)
-        tending = Tending(pool, config.data_dir, config.slm_settings, clock, bases, engine)
+
+        def tended(slm: Slm) -> Tending:
+            return Tending(pool, config.data_dir, slm, clock, bases, engine or adapting(slm))
+
+        tending = Beside(config, tended)
         scheduled = [*schedules(config, pool, whole, model), learner(whole.learning, tending)]
         trainer = Trainer(pool, config.data_dir, config.slm_settings, clock, bases, Children(engine_environment()))
         async with asyncio.TaskGroup() as group:
@@ -115,7 +120,31 @@ def schedules(config: Config, pool: Pool, whole: Memory, model: Embedder | None)
     return [expiring, Scheduled("hygiene", cron, partial(hygiene, pool, whole.items, model, whole.clock))]
 
 
-def learner(learning: Learning, tending: Tending) -> Scheduled:
+class Tends(Protocol):
+    async def tend(self) -> None: ...
+
+
+class Beside:
+    """Adapters, looked after beside the engine that is to carry them: our server's own, that of the settings, or what
+    another server runs on our data directory.
+
+    A worker elsewhere has neither the engine nor the folders, and would tell the database that both are gone.
+    """
+
+    def __init__(self, config: Config, tended: Callable[[Slm], Tends]) -> None:
+        self._config, self._tended = config, tended
+        self._made: tuple[Slm, Tends] | None = None
+
+    async def tend(self) -> None:
+        slm = await asyncio.to_thread(nearby, self._config)
+        if slm.url is None and not self._config.supervised:
+            return
+        if self._made is None or self._made[0] != slm:  # a server was started again
+            self._made = (slm, self._tended(slm))
+        await self._made[1].tend()
+
+
+def learner(learning: Learning, tending: Tends) -> Scheduled:
     """What may be learnt from, whether a training is due, and what becomes of adapters."""
 
     async def learn() -> None:
@@ -125,7 +154,7 @@ def learner(learning: Learning, tending: Tending) -> Scheduled:
     return Scheduled("learn", EVERY_MINUTE, learn)
 
 
-async def train_on(trainer: Trainer, tending: Tending, pause_seconds: float = TRAIN_SECONDS) -> None:
+async def train_on(trainer: Trainer, tending: Tends, pause_seconds: float = TRAIN_SECONDS) -> None:
     """Do trainings as they are wanted, and let the engine have what came of them. Not a job of the queue: that ends its
     jobs when the database goes for a moment, and a training takes hours."""
     changed = True  # an engine that was started with us knows no adapter

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 
 import structlog
 from pydantic import SecretStr
@@ -18,6 +19,7 @@ from yarl import URL
 
 from memory.errors import EngineError, LLMMemoryError
 from memory.nouns import MemoryApproach
+from memory.settings import Slm
 from memory.slm import at_hand
 from memory.slm.at_hand import AtHand
 from memory.slm.counting import counting
@@ -178,6 +180,16 @@ def findable(config: Config, engine: Engine | None) -> Iterator[None]:
             except OSError as error:
                 log.warning("other programs do not find the local model", reason=str(error))
         yield
+
+
+def nearby(config: Config) -> Slm:
+    """The local model: at the URL of the settings, else the one that a server runs on the data directory. Blocks."""
+    slm = config.settings.slm
+    there = at_hand.at_hand(config.data_dir) if slm.url is None else None
+    if there is None:
+        return slm
+    how = {"backend": there.backend, "quantization": there.quantization, "window": there.window}
+    return replace(slm, url=there.url, name=there.model, key=there.key, **how)  # type: ignore[arg-type]
 
 
 def shown(engine: Engine) -> str:

@@ -111,6 +111,7 @@ async def opened(config: "Config", dsn: str, key: str | None, session: str | Non
     from memory.store.pool import Pool
     from memory.tokens import Counter
     from memory.whole import memory
+    from proxy.local import nearby
 
     pool, embedding = Pool(dsn, POOL_SIZE), embedder(config.embedder)
     try:
@@ -126,18 +127,6 @@ async def opened(config: "Config", dsn: str, key: str | None, session: str | Non
         await pool.close()
         if embedding is not None:
             await embedding.close()
-
-
-def nearby(config: "Config") -> "Slm":
-    """The local model: at the URL of the settings, else the one that a server runs on the data directory."""
-    from memory.slm.at_hand import at_hand
-
-    slm = config.settings.slm
-    there = at_hand(config.data_dir) if slm.url is None else None
-    if there is None:
-        return slm
-    how = {"backend": there.backend, "quantization": there.quantization, "window": there.window}
-    return replace(slm, url=there.url, name=there.model, key=there.key, **how)  # type: ignore[arg-type]
 
 
 async def reach(dsn: str, pool: "Any") -> bytes:

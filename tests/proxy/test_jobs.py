@@ -1,12 +1,15 @@
 """The job worker: what it does by the clock, and what it tells when a job is done."""
 
 import asyncio
+import os
 
 from memory.humans import WAIT_SECONDS
 from memory.identify import place, text_id
 from memory.models import ModelTable
 from memory.nouns import utc_now
 from memory.recorder import Recorder
+from memory.slm.at_hand import AtHand
+from memory.slm.at_hand import told as engine_told
 from memory.slm.bases import Bases
 from memory.spool import Spool
 from memory.store.signals import events_after
@@ -15,12 +18,13 @@ from memory.tokens import Counter
 from memory.trainer import Trainer
 from memory.whole import memory
 from proxy.config import Config
-from proxy.jobs import learner, line_embedder, schedules, train_on, work
+from proxy.jobs import Beside, learner, line_embedder, schedules, train_on, work
 from tests.clock import Hands
 from tests.conversations import TENANT, user
 from tests.memory.store.test_turns import answers, asked_for, whole_turn
 from tests.memory.test_worker import LONG, until
 from tests.memory.vectors import WordVectors
+from tests.scripted import ScriptedUpstream, answer
 
 HOME = place(TENANT, "home")
 
@@ -113,6 +117,40 @@ async def test_the_worker_sees_that_a_training_is_due_and_what_comes_of_it(pool,
     ended = await whole.learning.training(TENANT, waiting.id)
     assert ended.state == "failed"
     assert "the weights of smollm2-135m-instruct are not there" in ended.error
+
+
+class Told:
+    """What is looked after, and with which engine."""
+
+    def __init__(self):
+        self.urls = []
+
+    def __call__(self, slm):
+        self.slm = slm
+        return self
+
+    async def tend(self):
+        self.urls.append(self.slm.url)
+
+
+async def test_adapters_are_looked_after_beside_an_engine_and_by_no_worker_elsewhere(tmp_path):
+    """A second worker without the engine told each minute that no adapter was loaded."""
+    elsewhere, told = Config(data_dir=tmp_path), Told()
+    worker = Beside(elsewhere, told)
+    await worker.tend()
+    assert told.urls == []
+    await Beside(
+        Config(data_dir=tmp_path, supervised=True), told
+    ).tend()  # our server's own, where none runs: it clears
+    assert told.urls.pop() is None
+    with ScriptedUpstream(answer(b'{"data": [{"id": "small"}]}')) as engine:
+        url = f"{engine.url}/v1"
+        with engine_told(tmp_path, AtHand(url, "small", "transformers", 2_048, "none", os.getpid())):
+            await worker.tend()
+        await worker.tend()
+        slm = {"backend": "openai", "url": url, "model": "small"}
+        await Beside(Config(data_dir=tmp_path, slm=slm), told).tend()
+    assert told.urls == [url, url]
 
 
 async def test_where_learning_is_off_nothing_is_looked_at(pool, dsn, tmp_path, owner):
