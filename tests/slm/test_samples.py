@@ -88,7 +88,10 @@ def test_what_an_earlier_conversation_has_is_neither_learnt_twice_nor_held_out()
     """As the branches of a conversation have it, and several that begin with the same document."""
     first = said(*(f"The crane at berth {n} lifts {n + 40} tonnes since March." for n in range(6)), name="first")
     second = replace(said(*(u.text for u in first.utterances), "A pilot costs $340 a trip.", name="second"), ended=1.0)
-    third = replace(said(*(u.text for u in second.utterances), "The fog over the harbour lifted by 2026-03-04.", name="third"), ended=2.0)
+    third = replace(
+        said(*(u.text for u in second.utterances), "The fog over the harbour lifted by 2026-03-04.", name="third"),
+        ended=2.0,
+    )
     rows = rows_of((third, first, second), [Task.ANSWER])
     assert len({row.messages for row in rows}) == len(rows)
     assert {row.conversation for row in rows if "crane" in row.messages[-2][1]} == {"first"}
