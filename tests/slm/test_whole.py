@@ -119,7 +119,7 @@ def test_a_server_learns_by_itself_from_conversations_answers_with_it_and_goes_b
         assert (training["why"], training["metrics"]["steps"]) == ("conversations", 12)
         alice.until(lambda: alice.adapter == ("canary", True, 0))
         alice.ask()
-        assert alice.adapter == ("canary", True, 1)
+        assert alice.adapter[1:] == (True, 1)
         alice.until(lambda: alice.adapter == ("active", True, 1))
         alice.ask()
         assert alice.adapter == ("active", True, 2)
