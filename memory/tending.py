@@ -108,7 +108,7 @@ class Tending:
     async def _base(self) -> Base | None:
         try:
             return await self._bases.base()
-        except LLMMemoryError as error:
+        except (LLMMemoryError, OSError) as error:
             log.warning("the base model is not there", reason=str(error))
             return None
 
@@ -174,7 +174,7 @@ class Tending:
             try:
                 loaded = await self._reconcile(self._engine, wanted)
                 self._has_looked = True
-            except ModelError as error:
+            except (ModelError, BadWeights) as error:  # the latter where it refuses to let one go
                 log.warning("the engine does not take adapters", reason=str(error))
         for tenant, rows in standing.items():
             async with self._pool.tenant(tenant, WAIT_SECONDS) as connection:

@@ -311,7 +311,8 @@ class Config(BaseSettings):
     def trainable_upstreams(self) -> list[str]:
         """Upstreams, by the names that turns give them, whose outputs may train other models."""
         named = [name for name, section in self.upstreams.items() if section.trainable_outputs]
-        return [*named, RESERVED, self.local_upstream] if self.trainable_outputs else named
+        local = [called for called in LOCAL_UPSTREAM if called not in self.upstreams][:1]
+        return [*named, RESERVED, *local] if self.trainable_outputs else named
 
     @property
     def local_upstream(self) -> str:

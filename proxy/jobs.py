@@ -128,7 +128,7 @@ class Beside:
     """Adapters, looked after beside the engine that is to carry them: our server's own, that of the settings, or what
     another server runs on our data directory.
 
-    A worker elsewhere has neither the engine nor the folders, and would tell the database that both are gone.
+    A worker elsewhere that names no engine has no folders either, and would tell the database that both are gone.
     """
 
     def __init__(self, config: Config, tended: Callable[[Slm], Tends]) -> None:

@@ -22,6 +22,8 @@ from memory.slm.header import ALIGNMENT, GGUF, STRING, Header
 
 Matrix = NDArray[np.float32]
 
+NONE: Matrix = np.empty((0, 0), np.float32)
+
 VERSION, FLOAT32 = 3, 6  # of the form, and a number's kind in it; a tensor's kind of that name is 0
 PROJECTIONS: Mapping[str, str] = {
     "self_attn.q_proj": "attn_q",
@@ -68,7 +70,8 @@ def named(adapter: Adapter, base: Header, held: Mapping[str, Matrix]) -> Iterato
         found = MODULE.fullmatch(module)
         part = PROJECTIONS.get(found["part"]) if found else None
         name = f"blk.{found['layer']}.{part}.weight" if found and part else ""
-        down, up = (held[TENSOR.format(module=module, side=side)] for side in "AB")
+        sides = [held.get(TENSOR.format(module=module, side=side)) for side in "AB"]
+        down, up = (NONE if side is None or side.ndim != 2 else side for side in sides)
         if base.tensors.get(name) != (down.shape[1], up.shape[0]):
             raise BadAdapter(f"{adapter.folder} changes {module!r:.100}, which the .gguf file does not have so")
         heads = TURNED.get(part or "") if base.fields["general.architecture"] == "llama" else None
@@ -81,7 +84,8 @@ def heads_of(base: Header, name: str) -> int:
     Raises:
         BadAdapter: the file does not say how many there are, or not one number for all layers.
     """
-    heads = base.of_model(name) or (base.of_model(TURNED["attn_q"]) if name not in base.lengths else None)
+    is_by_layer = f"{base.fields['general.architecture']}.{name}" in base.lengths
+    heads = base.of_model(name) or (None if is_by_layer else base.of_model(TURNED["attn_q"]))
     if not heads:
         raise BadAdapter("the .gguf file does not say how many heads all its layers have")
     return heads

@@ -85,7 +85,7 @@ class Llama:
     def has_died(self) -> bool:
         """By itself."""
         engine = self._engine
-        return engine is not None and engine.poll() is not None
+        return engine is not None and engine.poll() is not None and engine is self._engine
 
 
 @contextmanager

@@ -125,6 +125,8 @@ class Lending:
     async def _learn(self, name: str, path: str) -> None:
         async with self._orders:
             adapter = await asyncio.to_thread(self._known.look, name, path)
+            if name in self._llama.held and self.known.get(name) == adapter:  # who asks did not wait for the first time
+                return
             await self._carry(name, adapter)
             self._known.adapters[name] = adapter
 
@@ -134,7 +136,7 @@ class Lending:
             self._used.pop(name, None)
             if name in self._llama.held:
                 with suppress(BadAdapter):  # then none of them is carried for now
-                    await self._begin({other: self.known[other] for other in self._llama.held if other != name})
+                    await self._begin({other: self.known[other] for other in self._llama.held if other in self.known})
             return was_known
 
     async def _hold(self, name: str) -> None:
@@ -155,9 +157,10 @@ class Lending:
         """That one, and of the others those that were used last.
 
         Raises:
-            BadAdapter: it cannot be carried; the others go on.
+            BadAdapter: it cannot be carried; the others go on, or come back when they are asked for.
         """
-        others = [other for other in self._used if other in self._llama.held][1 - MOST_LOADED :]
+        others = [other for other in self._used if other in self._llama.held and other in self.known]
+        others = others[1 - MOST_LOADED :]
         await self._begin({**{other: self.known[other] for other in others}, name: adapter}, name)
         self._use(name)
 
@@ -175,7 +178,7 @@ class Lending:
             self._is_bare = False
             try:
                 await asyncio.to_thread(self._llama.start, adapters, wanted)
-            except EngineError as error:
+            except (EngineError, OSError) as error:  # the latter where there is no memory for a process
                 await asyncio.to_thread(self._bare)
                 raise BadAdapter(f"llama.cpp does not start with the adapter: {error}") from error
 
@@ -183,7 +186,7 @@ class Lending:
         """What is known is carried again when it is asked for."""
         try:
             self._llama.start({})
-        except EngineError:
+        except (EngineError, OSError):
             os._exit(1)  # as if llama.cpp had died
 
     @asynccontextmanager
@@ -208,12 +211,12 @@ class Lending:
             Refusal: the adapter has been taken away.
             httpx.HTTPError: llama.cpp died.
         """
-        async with self._carrying(name):
-            if path in COUNTS:
+        if path in COUNTS:  # with an adapter or without, a text has the same tokens
+            async with self._carrying(None):
                 await self._relay(path, fields, None, send)
-                return
-            async with self._turn:
-                await self._write(path, fields, name, send)
+            return
+        async with self._carrying(name), self._turn:
+            await self._write(path, fields, name, send)
 
     async def _write(self, path: str, fields: Fields, name: str | None, send: Send) -> None:
         held = self._llama.held
@@ -223,7 +226,8 @@ class Lending:
             await self._take_off(held)
         self._is_bare = False
         given = {field: value for field, value in fields.items() if field != "lora"}
-        status = await self._relay(path, {**given, **(raw({"lora": scales(held, name)}) if held else {})}, name, send)
+        weighed = raw({"lora": scales(held, name)}) if held else {}
+        status = await self._relay(path, {**given, **weighed}, name, send)
         self._is_bare = name is None and status == 200
 
     async def _take_off(self, held: Sequence[str]) -> None:

@@ -501,4 +501,7 @@ def test_answers_may_train_other_models_only_where_the_operator_says_so(file):
     assert load(file(upstreams)).settings.slm.learning.trainable == {"b"}
     both = load(file(f"{upstreams}\ntrainable_outputs: true")).settings.slm.learning.trainable
     assert both == {"b", "default", "local"}
+    taken = "upstreams: {local: {url: 'http://a', models: [a]}, local-model: {url: 'http://b', models: [b]}"
+    every = load(file(f"{taken}, local-engine: {{url: 'http://c', models: [c]}}}}\ntrainable_outputs: true"))
+    assert every.settings.slm.learning.trainable == {"default"}
     assert load().settings.slm.learning.trainable == frozenset()

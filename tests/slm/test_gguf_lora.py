@@ -103,7 +103,7 @@ def test_a_converted_adapter_changes_a_gemma_as_it_does_in_transformers(smollm2:
 
 def base_of(path: Path) -> Foundation:
     """The shapes of a .gguf file of `tiny`, as its folder has them."""
-    shapes = {"attn_q": "self_attn.q_proj", "ffn_up": "mlp.up_proj"}
+    shapes = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "ffn_up": "mlp.up_proj"}
     sides = gguf_header(path).tensors
     told = {f"model.layers.0.{ours}.weight": sides[f"blk.0.{theirs}.weight"][::-1] for theirs, ours in shapes.items()}
     return Foundation("0" * 32, {**told, "model.embed_tokens.weight": (100, 64)})
@@ -158,6 +158,16 @@ def test_an_architecture_whose_order_is_not_known_is_refused(adapter: Adapter, t
 def test_a_file_that_does_not_tell_its_heads_is_refused(adapter: Adapter, tiny_weights: Weights) -> None:
     assert "how many heads" in refused(adapter, tiny_weights.path, **{"llama.attention.head_count": None})
     assert "are not of 7 heads" in refused(adapter, tiny_weights.path, **{"llama.attention.head_count": 7})
+
+
+def test_heads_that_differ_from_layer_to_layer_are_refused(tiny_weights: Weights, tmp_path: Path) -> None:
+    header = gguf_header(tiny_weights.path)
+    adapter = published(tmp_path, "t", base_of(tiny_weights.path), 1, ("k_proj",))
+    several = "llama.attention.head_count_kv"
+    fields = {name: value for name, value in header.fields.items() if name != several}
+    by_layer = replace(header, fields=fields, lengths={**header.lengths, several: 2})
+    with pytest.raises(BadAdapter, match="how many heads all its layers have"):
+        write(adapter, by_layer, io.BytesIO())
 
 
 def test_what_the_file_does_not_have_is_refused(tiny_weights: Weights, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +145,16 @@ def test_llama_cpp_behind_it_answers_nobody_else(engine: Engine, adapters: list[
         assert httpx.get(f"{url}/lora-adapters", headers=headers, timeout=60).status_code == 401
 
 
+def opened(pid: int) -> Iterator[str]:
+    """What a process has open."""
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            yield os.readlink(file)
+
+
 def listening(pid: int) -> list[int]:
     """The ports of a process."""
-    own = {link for file in Path(f"/proc/{pid}/fd").iterdir() if (link := os.readlink(file)).startswith("socket:")}
+    own = set(opened(pid))
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     return [int(row[1].split(":")[1], 16) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own]
 
@@ -187,7 +195,7 @@ def test_what_is_being_said_is_said_to_its_end_before_an_adapter_comes(engine: E
 
 def test_a_client_that_reads_nothing_keeps_no_adapter_out(engine: Engine, adapters: list[Adapter]) -> None:
     """Its answer is written to its end all the same, more of it than the sockets hold."""
-    asked = {"messages": HELLO, "max_tokens": 4_000, "ignore_eos": True, "logprobs": True, "top_logprobs": 60}
+    asked = {"messages": HELLO, "max_tokens": 2_000, "ignore_eos": True, "logprobs": True, "top_logprobs": 60}
     body = json.dumps({**asked, "stream": True})
     url = httpx.URL(url_of(engine))
     with socket.socket() as client:
@@ -223,7 +231,7 @@ def test_nothing_of_an_adapter_is_written_anywhere(
     before = files()
     said(engine, load(engine, 1, adapters[0]))
     assert files() == before
-    assert not [link for link in Path(f"/proc/{engine.pid}/fd").iterdir() if "lora" in os.readlink(link)]
+    assert not [link for link in opened(engine.pid) if "lora" in link]
 
 
 def test_a_model_that_was_never_made_trainable_takes_no_adapter(
@@ -252,38 +260,59 @@ async def test_what_llama_cpp_serves_is_what_is_trained(
 class Stubborn(Llama):
     """A llama.cpp that does not start with two adapters."""
 
+    error: Exception = EngineError("no memory")
+    starts = 0
+
     def start(self, adapters: Mapping[str, Adapter], wanted: str | None = None) -> Ready:
+        self.starts += 1
         if len(adapters) > 1:
             self.stop()
-            raise EngineError("no memory")
+            raise self.error
         return super().start(adapters, wanted)
 
 
-async def test_an_adapter_with_which_it_does_not_start_is_refused_and_the_others_go_on(
-    tiny_weights: Weights, adapters: list[Adapter], home: Path
-) -> None:
+@pytest.fixture
+def llama(tiny_weights: Weights, home: Path) -> Iterator[Stubborn]:
     told = {"path": str(tiny_weights.path), "kind": "gguf", "name": "tiny", "home": str(home), "threads": 1}
     how = running_of({**told, "window": None, "quantization": "none", "template": None})
-    llama = Stubborn(how, gguf_header(tiny_weights.path))
+    made = Stubborn(how, gguf_header(tiny_weights.path))
+    made.start({})
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def lending(llama: Stubborn, tiny_weights: Weights, home: Path) -> Lending:
     base = foundation_of(converted(tiny_weights.path, home))
-    lending = Lending("tiny", "key", 512, llama, KnownAdapters(home / "adapters", lambda: base))
-    try:
-        llama.start({})
-        await lending.learn("one", str(adapters[0].folder))
-        with pytest.raises(BadAdapter, match="does not start with the adapter: no memory"):
-            await lending.learn("two", str(adapters[1].folder))
-        assert (tuple(lending.known), llama.held, llama.has_died()) == (("one",), (), False)
-        heard = []
+    return Lending("tiny", "key", 512, llama, KnownAdapters(home / "adapters", lambda: base))
 
-        async def send(message: Any) -> None:
-            heard.append(message)
 
-        body = {"messages": HELLO, "max_tokens": 3}
-        await lending.answer("/v1/chat/completions", raw(body), "one", send)
-        assert (heard[0]["status"], llama.held) == (200, ("one",))
-        assert b'"model":"one"' in b"".join(message.get("body", b"") for message in heard)
-    finally:
-        llama.stop()
+async def test_an_adapter_that_is_loaded_twice_at_once_is_carried_once(
+    llama: Stubborn, lending: Lending, adapters: list[Adapter]
+) -> None:
+    """Who asks waits a minute, and asks again."""
+    await asyncio.gather(*(lending.learn("one", str(adapters[0].folder)) for _ in range(3)))
+    assert (llama.held, llama.starts) == (("one",), 2)  # bare, and with it
+
+
+@pytest.mark.parametrize("error", [EngineError("no memory"), OSError("no memory")])
+async def test_an_adapter_with_which_it_does_not_start_is_refused_and_the_others_go_on(
+    llama: Stubborn, lending: Lending, adapters: list[Adapter], error: Exception
+) -> None:
+    llama.error = error
+    await lending.learn("one", str(adapters[0].folder))
+    with pytest.raises(BadAdapter, match="does not start with the adapter: no memory"):
+        await lending.learn("two", str(adapters[1].folder))
+    assert (tuple(lending.known), llama.held, llama.has_died()) == (("one",), (), False)
+    heard = []
+
+    async def send(message: Any) -> None:
+        heard.append(message)
+
+    body = {"messages": HELLO, "max_tokens": 3}
+    await lending.answer("/v1/chat/completions", raw(body), "one", send)
+    assert (heard[0]["status"], llama.held) == (200, ("one",))
+    assert b'"model":"one"' in b"".join(message.get("body", b"") for message in heard)
 
 
 async def test_whoever_wants_to_be_alone_waits_for_those_before_and_not_for_those_after() -> None:
