@@ -52,6 +52,7 @@ def measuring(base: Path, adapters: dict[str, Path], recipe: Recipe) -> Measurin
     )  # fmt: skip
 
 
+@pytest.mark.long
 async def test_an_adapter_reads_what_it_has_not_seen_better_and_one_that_learnt_nothing_is_refused(base, tmp_path):
     good, told = await trained(base, tmp_path / "good", QUICK)
     no_op, _ = await trained(base, tmp_path / "no-op", replace(known()["no-op"], patience=0))

@@ -87,6 +87,7 @@ def hold_conversations(dsn: str, folder: Path) -> None:
                     client.chat.completions.create(model=MODEL, messages=history, max_tokens=256)
 
 
+@pytest.mark.long
 async def test_a_conversation_is_learnt_from_judged_served_and_rolled_back(
     dsn, pool, owner, engine, backend, models_home, home, tmp_path
 ):

@@ -104,6 +104,7 @@ def rolled_back(dsn: str, folder: Path) -> str:
     return ended.stdout.strip()
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("default")  # torch and its kin warn of themselves
 def test_a_server_learns_by_itself_from_conversations_answers_with_it_and_goes_back(dsn: str, tmp_path: Path) -> None:
     model = talkative(tmp_path / "small")
