@@ -311,13 +311,14 @@ class Config(BaseSettings):
     def trainable_upstreams(self) -> list[str]:
         """Upstreams, by the names that turns give them, whose outputs may train other models."""
         named = [name for name, section in self.upstreams.items() if section.trainable_outputs]
-        local = [called for called in LOCAL_UPSTREAM if called not in self.upstreams][:1]
-        return [*named, RESERVED, *local] if self.trainable_outputs else named
+        both = filter(None, (RESERVED, self.local_upstream))
+        return [*named, *both] if self.trainable_outputs else named
 
     @property
-    def local_upstream(self) -> str:
-        """What turns call the local model, also in programs beside its server, where it is no entry of `upstreams`."""
-        return next(called for called in LOCAL_UPSTREAM if called not in self.upstreams)
+    def local_upstream(self) -> str | None:
+        """What turns call the local model, also in programs beside its server, where it is no entry of `upstreams`.
+        None: its names are taken."""
+        return next((called for called in LOCAL_UPSTREAM if called not in self.upstreams), None)
 
     @property
     def overrides(self) -> dict[str, ModelOverride]:

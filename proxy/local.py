@@ -21,11 +21,12 @@ from memory.errors import EngineError, LLMMemoryError
 from memory.nouns import MemoryApproach
 from memory.settings import Slm
 from memory.slm import at_hand
+from memory.slm.adapting import lends
 from memory.slm.at_hand import AtHand
 from memory.slm.counting import counting
 from memory.slm.engine import PATIENCE_SECONDS, READS, Backend, Engine, Ready, Running, ending
 from memory.slm.weights import Weights, locate
-from proxy.config import LOCAL, Config, ModelSection, engine_environment
+from proxy.config import LOCAL, LOCAL_UPSTREAM, Config, ConfigError, ModelSection, engine_environment
 from proxy.destinations import UpstreamSection
 
 log = structlog.get_logger()
@@ -57,7 +58,7 @@ def running(config: Config, backend: Backend, weights: Weights) -> Running:
         threads=slm.threads,
         window=slm.window,
         quantization=slm.quantization,
-        adapters=config.adapters_home if backend == "transformers" or slm.learning.enabled else None,
+        adapters=config.adapters_home if lends(backend, slm.learning.enabled) else None,
     )
 
 
@@ -151,7 +152,9 @@ def told(config: Config, weights: Weights, ready: Ready, key: str | None = None)
 
 def joined(config: Config, url: str, name: str, known: ModelSection) -> Config:
     """With the model among the upstreams. What the operator says of it wins."""
-    is_default = config.upstream == LOCAL
+    called, is_default = config.local_upstream, config.upstream == LOCAL
+    if called is None:
+        raise ConfigError(f"upstreams: leave one of the names {', '.join(LOCAL_UPSTREAM)} to the local model")
     section = UpstreamSection.model_validate({"url": url, "models": [ANY if is_default else name], "model": name})
     section = section.model_copy(update={"trainable_outputs": config.trainable_outputs})
     mine = config.models.get(name)
@@ -159,7 +162,7 @@ def joined(config: Config, url: str, name: str, known: ModelSection) -> Config:
     return config.model_copy(
         update={
             "upstream": url if is_default else config.upstream,
-            "upstreams": {**config.upstreams, config.local_upstream: section},
+            "upstreams": {**config.upstreams, called: section},
             "models": {**config.models, name: known},
         }
     )

@@ -59,12 +59,18 @@ class Adapting(Protocol):
         """What a request's `model` says for an adapter; None: for the bare model."""
 
 
+def lends(backend: str, learns: bool) -> bool:
+    """Whether an engine of ours carries adapters while it runs. For llama.cpp that takes a process more, so only where
+    something may be learnt."""
+    return backend == "transformers" or learns
+
+
 def adapting(slm: Slm) -> Adapting:
     """Of the engine that the settings name; whether it takes adapters is told when it is asked to."""
     base = base_name(slm)
     if slm.backend == "none" or slm.url is None:
         return NoAdapters(base, "no local model runs here, so nothing could carry an adapter; set slm.backend")
-    if slm.backend == "llamacpp" and not slm.learning.enabled:  # llama.cpp itself listens there
+    if slm.backend == "llamacpp" and not lends(slm.backend, slm.learning.enabled):
         return NoAdapters(base, "llama.cpp carries adapters where slm.learning is enabled")
     return RuntimeAdapters(slm.url, base, slm.key)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from memory.environment import for_engines
 from memory.errors import EngineError, InvalidRequest
 from memory.settings import Slm
+from memory.slm.adapting import lends
 from memory.slm.at_hand import AtHand, at_hand
 from memory.slm.client import ANSWER_SECONDS, Completion, ModelAt
 from memory.slm.engine import PATIENCE_SECONDS, READS, Backend, Engine, Ready, Running
@@ -163,7 +164,7 @@ def running(slm: Slm, data_dir: Path) -> Running:
         threads=slm.threads,
         window=slm.window,
         quantization=slm.quantization,
-        adapters=data_dir / "adapters" if backend == "transformers" or slm.learning.enabled else None,
+        adapters=data_dir / "adapters" if lends(backend, slm.learning.enabled) else None,
     )
 
 
