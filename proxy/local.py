@@ -26,7 +26,7 @@ from memory.slm.at_hand import AtHand
 from memory.slm.counting import counting
 from memory.slm.engine import PATIENCE_SECONDS, READS, Backend, Engine, Ready, Running, ending
 from memory.slm.weights import Weights, locate
-from proxy.config import LOCAL, LOCAL_UPSTREAM, Config, ConfigError, ModelSection, engine_environment
+from proxy.config import LOCAL, LOCAL_UPSTREAM, Config, ModelSection, engine_environment
 from proxy.destinations import UpstreamSection
 
 log = structlog.get_logger()
@@ -151,10 +151,15 @@ def told(config: Config, weights: Weights, ready: Ready, key: str | None = None)
 
 
 def joined(config: Config, url: str, name: str, known: ModelSection) -> Config:
-    """With the model among the upstreams. What the operator says of it wins."""
+    """With the model among the upstreams. What the operator says of it wins.
+
+    Raises:
+        LLMMemoryError: its names are taken there.
+    """
     called, is_default = config.local_upstream, config.upstream == LOCAL
     if called is None:
-        raise ConfigError(f"upstreams: leave one of the names {', '.join(LOCAL_UPSTREAM)} to the local model")
+        names = ", ".join(LOCAL_UPSTREAM)
+        raise LLMMemoryError(f"upstreams: leave one of the names {names} to the local model")
     section = UpstreamSection.model_validate({"url": url, "models": [ANY if is_default else name], "model": name})
     section = section.model_copy(update={"trainable_outputs": config.trainable_outputs})
     mine = config.models.get(name)

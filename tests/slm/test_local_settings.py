@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from memory.errors import EngineError
+from memory.errors import EngineError, LLMMemoryError
 from memory.settings import Learning, Slm
 from memory.slm import own
 from memory.slm.engine import Backend, Ready
 from memory.slm.probes import PROBES
 from memory.slm.weights import MissingWeights, Weights
-from proxy.config import LOCAL_UPSTREAM, Config, ConfigError, ModelSection
+from proxy.config import LOCAL_UPSTREAM, Config, ModelSection
 from proxy.destinations import UpstreamSection
 from proxy.local import (
     FIRST_SECONDS,
@@ -216,5 +216,5 @@ def test_one_that_does_not_start_is_tried_again() -> None:
 
 def test_a_local_model_without_a_name_left_is_told_at_the_start():
     taken = {name: {"url": "http://a", "models": [name]} for name in LOCAL_UPSTREAM}
-    with pytest.raises(ConfigError, match="upstreams: leave one of the names local, local-model, local-engine"):
+    with pytest.raises(LLMMemoryError, match="upstreams: leave one of the names local, local-model, local-engine"):
         joined(config(upstream="local", upstreams=taken), URL, "tiny", ModelSection())
